@@ -1,0 +1,56 @@
+# Everything runs in .venv, which is made from the hash-locked requirements.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# More arguments: make serve SERVE_ARGS="--bind 127.0.0.1:9000", make test PYTEST_ARGS="-k cli"
+SERVE_ARGS ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format bench-memory wheel lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(INSTALLED) ## start the store and the API with a demo application
+	@$(BIN)/belong serve --demo $(SERVE_ARGS)
+
+test: $(INSTALLED) ## run all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(INSTALLED) ## put the code into shape
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench-memory: $(INSTALLED) ## bytes per membership, on Valkey and on Redis 7.0
+	@$(BIN)/python bench/memory.py
+
+wheel: $(INSTALLED) ## build dist/belong-*.whl
+	@$(BIN)/python -m hatchling build --target wheel
+
+lock: ## lock the newest versions that pyproject.toml allows (needs uv)
+	uv pip compile --quiet --universal --upgrade --generate-hashes --python-version 3.11 \
+		--no-annotate --custom-compile-command "make lock" --group dev \
+		--output-file requirements.txt pyproject.toml
+
+clean: ## remove what make made, not the data
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find service tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# `pip install --editable`: a changed file of service/ or lua/ needs no new install.
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or \
+		sys.exit("belong needs Python 3.11 or newer, and this is " + v + ": make PYTHON=python3.12 …")'
+	@echo "Installing into $(VENV): once, and again when requirements.txt or pyproject.toml changes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes --requirement requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,50 @@
+#!lua
+--[[
+Write a reserved identity into its profile: the second step. Refused when a fence says that the
+reservation was given up meanwhile.
+
+KEYS[1]    profile    HASH    record of the profile
+KEYS[2]    identities HASH    what resolves to the profile -> since when
+KEYS[3]    fence      STRING  the latest attempt that was given up
+KEYS[4]    erasing    SET     profiles being erased
+KEYS[5]    none       never exists
+ARGV[1]    id         mixed id
+ARGV[2]    identity   the identity's field
+ARGV[3]    attempt    integer  microseconds since 1970, as reserved
+ARGV[4]    kind       the field of the profile that shows the identity (custom_id), or ''
+ARGV[5]    value      the identity's value
+Computed   <tag>:m:<id>, <tag>:g:0:<depth>:<prefix>
+Returns    1
+Errors     ERASING   the profile is being erased
+           STALE     the attempt was given up by somebody else
+           CONFLICT  the profile has another custom id
+Cost       O(1); safe to send twice
+]]
+--- @include "include/tag_of"
+--- @include "include/static_memberships"
+--- @include "include/insert_members"
+local profile, identities, fence, erasing = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, identity, attempt, kind, value = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local call = redis.call
+if call('SISMEMBER', erasing, id) == 1 then
+  return redis.error_reply('ERASING the profile is being erased')
+end
+if call('HEXISTS', identities, identity) == 1 then return 1 end
+local given_up = call('GET', fence)
+if given_up and tonumber(given_up) >= tonumber(attempt) then
+  return redis.error_reply('STALE the reservation was given up')
+end
+if kind ~= '' then
+  local shown = call('HGET', profile, kind)
+  if shown and shown ~= value then
+    return redis.error_reply('CONFLICT the profile has another custom id')
+  end
+end
+local tag = tag_of(profile)
+if call('EXISTS', profile) == 0 then
+  call('HSET', profile, 'created_at', attempt)
+  if static_memberships(tag .. ':m:' .. id) == 0 then insert_members(tag, '0', {id}) end
+end
+if kind ~= '' then call('HSET', profile, kind, value) end
+call('HSET', identities, identity, attempt)
+return 1

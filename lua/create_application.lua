@@ -1,0 +1,33 @@
+#!lua
+--[[
+Create an application under a number that the caller reserved, if its client id and workspace are
+free.
+
+KEYS[1]    applications HASH    number -> document
+KEYS[2]    client_ids   HASH    client id -> number
+KEYS[3]    workspaces   HASH    workspace id -> number
+KEYS[4]    version      STRING  raised by every change of the registry
+KEYS[5]    none         never exists
+ARGV[1]    number       integer
+ARGV[2]    client_id    string
+ARGV[3]    workspace_id integer
+ARGV[4]    document     JSON
+Computed   none
+Returns    1
+Errors     TAKEN  the client id or the workspace is in use
+Cost       O(1); safe to send twice
+]]
+local applications, client_ids, workspaces, version = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local number, client_id, workspace_id, document = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local call = redis.call
+local holder = call('HGET', client_ids, client_id)
+if holder == number then return 1 end
+if holder then return redis.error_reply('TAKEN client id ' .. client_id) end
+if call('HEXISTS', workspaces, workspace_id) == 1 then
+  return redis.error_reply('TAKEN workspace ' .. workspace_id)
+end
+call('HSET', applications, number, document)
+call('HSET', client_ids, client_id, number)
+call('HSET', workspaces, workspace_id, number)
+call('INCR', version)
+return 1

@@ -1,0 +1,14 @@
+-- Add ids[first..last] to one segment. In chunks, since unpack takes fewer than 8,000 values.
+local function add_to_segment(key, ids, first, last)
+  while first <= last do
+    local stop = math.min(last, first + 1999)
+    local arguments, size = {}, 0
+    for i = first, stop do
+      arguments[size + 1] = '0'
+      arguments[size + 2] = ids[i]
+      size = size + 2
+    end
+    redis.call('ZADD', key, unpack(arguments))
+    first = stop + 1
+  end
+end

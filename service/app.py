@@ -1,0 +1,148 @@
+"""The ASGI application: routes, error handlers, and the store's life with the process.
+
+`create_app` is what a server starts; the table `ROUTES` is all there is to reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import falcon
+import falcon.asgi
+
+from service import applications, health, lookups, members, profile_groups, tokens
+from service.applications import API
+from service.endpoint import (
+    ENCODER,
+    Backend,
+    Operation,
+    Request,
+    Resource,
+    answer_error,
+    answer_http_error,
+    operation_of,
+)
+from service.errors import BelongError, Unavailable, Unusable
+from service.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from service.config import Config
+
+_GROUPS = f"{API}/applications/{{cid}}/profile-groups"
+
+ROUTES: tuple[tuple[str, type[Resource]], ...] = (
+    ("/healthz", health.Healthz),
+    ("/readyz", health.Readyz),
+    ("/oauth/token", tokens.Token),
+    (f"{API}/applications/{{cid}}", applications.OneApplication),
+    (_GROUPS, profile_groups.Groups),
+    (f"{_GROUPS}/{{gid}}", profile_groups.OneGroup),
+    (f"{_GROUPS}/{{gid}}/members", members.Members),
+    (f"{_GROUPS}/{{gid}}/members/{{pid}}", members.OneMember),
+    (f"{API}/applications/{{cid}}/profiles/{{pid}}/profile-groups", lookups.ProfileGroups),
+    (f"{API}/applications/{{cid}}/memberships/check", lookups.Check),
+)
+"""Every path, without its trailing slash, which may be there or not."""
+
+RETRY_SECONDS = 0.5
+"""How long after a failed attempt to open the store the next one is made."""
+
+log = logging.getLogger(__name__)
+
+
+def operations() -> Iterator[tuple[str, str, Operation]]:
+    """Give every operation there is: method, path, and what `endpoint` was told."""
+    for path, resource in ROUTES:
+        for method in falcon.HTTP_METHODS:
+            operation = operation_of(getattr(resource, f"on_{method.lower()}", None))
+            if operation is not None:
+                yield method, path, operation
+
+
+def create_app(
+    config: Config, store: Store | None = None
+) -> falcon.asgi.App[Request, falcon.asgi.Response]:
+    """Make the application.
+
+    Given an open `store`, it uses that and leaves it open. Else it opens the one of the settings
+    when the server starts it, keeps trying while it cannot be reached (requests answer 503
+    meanwhile), and closes it at the end.
+    """
+    backend = Backend(config, store)
+    app = falcon.asgi.App(request_type=Request)
+    if store is None:
+        app.add_middleware(_Lifespan(backend))
+    app.req_options.strip_url_path_trailing_slash = True
+    for path, resource in ROUTES:
+        app.add_route(path, resource(backend))
+    app.add_error_handler(BelongError, answer_error)
+    app.add_error_handler(falcon.HTTPError, answer_http_error)
+    app.add_error_handler(Exception, _answer_surprise)
+    return app
+
+
+async def _answer_surprise(
+    req: falcon.asgi.Request,
+    resp: falcon.asgi.Response | None,
+    error: Exception,
+    _params: dict[str, Any],
+) -> None:
+    """Answer a bug: the log says what happened, the client learns that it was not its fault."""
+    log.error("%s %s failed", req.method, req.uri_template or req.path, exc_info=error)
+    if resp is None:
+        raise error
+    resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
+    body = {"detail": "The server failed, and has logged why.", "error_code": BelongError.code}
+    resp.data = ENCODER.encode(body)
+
+
+class _Lifespan:
+    """Middleware that opens the store when the server starts, and closes it when it stops."""
+
+    def __init__(self, backend: Backend) -> None:
+        url = backend.config.redis_url
+        if url is None:
+            raise Unusable("the application was given no store, and redis_url is not set")
+        self._url = url
+        self._backend = backend
+        self._opening: asyncio.Task[None] | None = None
+
+    async def process_startup(
+        self,
+        scope: Mapping[str, Any],  # noqa: ARG002 - Falcon names what it passes
+        event: Mapping[str, Any],  # noqa: ARG002
+    ) -> None:
+        """Begin to open the store; a store that is down does not keep the server from starting."""
+        self._opening = asyncio.create_task(self._open())
+        await asyncio.wait([self._opening], timeout=RETRY_SECONDS)
+
+    async def process_shutdown(
+        self,
+        scope: Mapping[str, Any],  # noqa: ARG002 - Falcon names what it passes
+        event: Mapping[str, Any],  # noqa: ARG002
+    ) -> None:
+        """Close the store."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        if self._backend.is_open:
+            store = self._backend.store
+            self._backend.opened(None)
+            await store.close()
+
+    async def _open(self) -> None:
+        while True:
+            try:
+                self._backend.opened(await Store.open(self._url))
+            except (Unavailable, Unusable) as error:
+                if str(error) != self._backend.closed_because:
+                    log.warning("store not opened yet: %s", error)
+                self._backend.closed_because = str(error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return

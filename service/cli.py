@@ -1,0 +1,412 @@
+"""The command line `belong`: what it is called with and what it prints. The work is elsewhere.
+
+Results go to stdout, logs and progress to stderr. A failure that has a sentence is one line
+`belong: …` and exit 1; wrong usage is exit 2. Commands other than `serve` use the store of
+`--redis-url`, or else find the embedded one that `belong serve` runs on the data directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from service import __version__, auth, config, embedded, server, verify
+from service.errors import BelongError, NotFound, Unusable
+from service.registry import SCOPES
+from service.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from service.config import Config
+    from service.registry import Application, Credential
+    from service.verify import Report
+
+_SHARED = ("data_dir", "redis_url", "log_level")
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+_client_id = click.argument("client_id", metavar="CLIENT_ID")
+_applications = click.option(
+    "--application",
+    "applications",
+    metavar="CLIENT_ID",
+    multiple=True,
+    required=True,
+    help="An application that it is for; may be repeated.",
+)
+_profiles = click.option(
+    "--profiles",
+    type=click.Choice(["open", "registered"]),
+    help="Whether any profile may be added to groups, or only known ones. Default: open.",
+)
+
+
+class _Belong(click.Group):
+    """The commands; a failure with a sentence ends them with that sentence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except BelongError as error:
+            click.echo(f"belong: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+
+
+def _with_store(command: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Make a click callback of a coroutine that takes the open store first."""
+
+    @config.options(*_SHARED)
+    @functools.wraps(command)
+    def run(**parameters: Any) -> None:
+        settings = _settings({name: parameters.pop(name) for name in _SHARED})
+
+        async def with_store() -> None:
+            store = await Store.open(_url(settings))
+            try:
+                await command(store, **parameters)
+            finally:
+                await store.close()
+
+        asyncio.run(with_store())
+
+    return run
+
+
+def _settings(flags: dict[str, str | None]) -> Config:
+    settings = config.load(flags)
+    server.configure_logging(settings.log_level)
+    return settings
+
+
+def _url(settings: Config) -> str:
+    url = settings.redis_url or embedded.find(settings.data_dir)
+    if url is None:
+        raise Unusable(
+            f"No store runs on {settings.data_dir.absolute()}: run belong serve, or give the "
+            f"--data-dir that it has, or a --redis-url."
+        )
+    return url
+
+
+@click.group(cls=_Belong, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="belong")
+def main() -> None:
+    """Belong: which profiles are in which groups."""
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(__version__)
+
+
+@main.command()
+@click.option("--demo", is_flag=True, help="Make a demo application and print calls to try.")
+@config.options()
+def serve(*, demo: bool, **flags: str | None) -> None:
+    """Run the API, its worker and, without --redis-url, the store."""
+    server.serve(_settings(flags), demo=demo)
+
+
+@main.command()
+@config.options(*_SHARED)
+def worker(**flags: str | None) -> None:
+    """Run one more background worker (serve runs one)."""
+    server.work(_url(_settings(flags)))
+
+
+# --- applications
+
+
+@main.group()
+def app() -> None:
+    """Applications: tenants with groups and profiles of their own."""
+
+
+@app.command("create")
+@_client_id
+@click.option("--workspace", type=click.IntRange(min=1), help="Default: the next free one.")
+@click.option("--name", help="Default: the client id.")
+@click.option(
+    "--partitions",
+    type=int,
+    default=1,
+    show_default=True,
+    help="For good. 8 to 64 for a tenant that will outgrow one machine.",
+)
+@_profiles
+@_json
+@_with_store
+async def app_create(
+    store: Store,
+    client_id: str,
+    *,
+    workspace: int | None,
+    name: str | None,
+    partitions: int,
+    profiles: str | None,
+    as_json: bool,
+) -> None:
+    """Create an application."""
+    created = await store.registry.create_application(
+        client_id,
+        workspace_id=workspace,
+        name=name,
+        partitions=partitions,
+        profiles=profiles or "open",
+    )
+    _print(_application(created), as_json=as_json)
+
+
+@app.command("update")
+@_client_id
+@click.option("--name", help="A new name.")
+@_profiles
+@click.option("--groups-per-profile", type=int, help="Limit of static groups of one profile.")
+@_json
+@_with_store
+async def app_update(
+    store: Store,
+    client_id: str,
+    *,
+    name: str | None,
+    profiles: str | None,
+    groups_per_profile: int | None,
+    as_json: bool,
+) -> None:
+    """Change settings of an application: those that are given."""
+    updated = await store.registry.update_application(
+        client_id,
+        name=msgspec.UNSET if name is None else name,
+        profiles=msgspec.UNSET if profiles is None else profiles,
+        groups_per_profile=msgspec.UNSET if groups_per_profile is None else groups_per_profile,
+    )
+    _print(_application(updated), as_json=as_json)
+
+
+@app.command("list")
+@_json
+@_with_store
+async def app_list(store: Store, *, as_json: bool) -> None:
+    """List all applications."""
+    found = await store.registry.list_applications()
+    _print([_application(each) for each in found], as_json=as_json)
+
+
+@app.command("show")
+@_client_id
+@_json
+@_with_store
+async def app_show(store: Store, client_id: str, *, as_json: bool) -> None:
+    """Show one application."""
+    _print(_application(await _find(store, client_id)), as_json=as_json)
+
+
+@app.command("delete")
+@_client_id
+@click.confirmation_option(prompt="Delete this application?")
+@_with_store
+async def app_delete(store: Store, client_id: str) -> None:
+    """Delete an application that has no groups and no profiles."""
+    await store.registry.delete_application(client_id)
+
+
+# --- credentials, tokens, keys
+
+
+@main.group()
+def credential() -> None:
+    """Credentials: an id and a secret that get tokens at /oauth/token."""
+
+
+@credential.command("create")
+@_applications
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(SCOPES),
+    multiple=True,
+    required=True,
+    help="What its tokens may do; may be repeated.",
+)
+@_json
+@_with_store
+async def credential_create(
+    store: Store, applications: tuple[str, ...], scopes: tuple[str, ...], *, as_json: bool
+) -> None:
+    """Create a credential. Its secret is printed this once and kept nowhere."""
+    created, secret = await store.registry.create_credential(list(applications), list(scopes))
+    shown = {
+        "client_id": created.id,
+        "client_secret": secret,
+        "scopes": list(created.scopes),
+        "applications": list(created.applications),
+    }
+    _print(shown, as_json=as_json)
+
+
+@credential.command("list")
+@_json
+@_with_store
+async def credential_list(store: Store, *, as_json: bool) -> None:
+    """List all credentials, without their secrets."""
+    found = await store.registry.list_credentials()
+    _print([_credential(each) for each in found], as_json=as_json)
+
+
+@credential.command("deactivate")
+@click.argument("credential_id", metavar="ID")
+@_with_store
+async def credential_deactivate(store: Store, credential_id: str) -> None:
+    """End a credential and its tokens, within 30 seconds."""
+    await store.registry.deactivate_credential(credential_id)
+
+
+@main.command()
+@_applications
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(SCOPES),
+    multiple=True,
+    default=["admin"],
+    show_default=True,
+    help="What the token may do; may be repeated.",
+)
+@_with_store
+async def token(store: Store, applications: tuple[str, ...], scopes: tuple[str, ...]) -> None:
+    """Print a token that is good for 8 hours, and nothing else."""
+    for client_id in applications:
+        await _find(store, client_id)
+    minted = await auth.mint(
+        store.registry, applications=applications, scopes=scopes, subject="belong token"
+    )
+    click.echo(minted)
+
+
+@main.group()
+def key() -> None:
+    """Keys that sign tokens."""
+
+
+@key.command("rotate")
+@_json
+@_with_store
+async def key_rotate(store: Store, *, as_json: bool) -> None:
+    """Publish a new key. It signs in a minute; tokens of the old one stay good until they end."""
+    made = await store.registry.rotate_keys()
+    _print({"kid": made.kid, "signs_from": _time(made.not_before_us)}, as_json=as_json)
+
+
+# --- checks
+
+
+@main.command("verify")
+@_json
+@_with_store
+async def verify_command(store: Store, *, as_json: bool) -> None:
+    """Check the whole store for contradictions. Exit 1 if there are any."""
+    _finish(await _with_progress("verify", verify.verify, store), as_json=as_json)
+
+
+@main.command("repair")
+@_json
+@_with_store
+async def repair_command(store: Store, *, as_json: bool) -> None:
+    """Mend what verify finds, and say what was done. Exit 1 if something is left."""
+    _finish(await _with_progress("repair", verify.repair, store), as_json=as_json)
+
+
+async def _with_progress(
+    label: str,
+    run: Callable[[Store, Callable[[int, int], None]], Awaitable[Report]],
+    store: Store,
+) -> Report:
+    """Run it with a bar on stderr, where somebody watches."""
+    with click.progressbar(
+        length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+
+        def advance(done: int, total: int) -> None:
+            # The total is an estimate.
+            bar.length = max(total, done, 1)
+            bar.update(done - bar.pos)
+
+        return await run(store, advance)
+
+
+def _finish(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        _print(msgspec.to_builtins(report), as_json=True)
+    else:
+        for line in report.problems:
+            click.echo(line)
+        click.echo(f"{report.checked} keys checked, {len(report.problems)} problems")
+    if not report.ok:
+        raise click.exceptions.Exit(1)
+
+
+# --- output
+
+
+async def _find(store: Store, client_id: str) -> Application:
+    found = await store.registry.application(client_id)
+    if found is None:
+        raise NotFound(f"no application {client_id}")
+    return found
+
+
+def _application(application: Application) -> dict[str, Any]:
+    return {
+        "client_id": application.client_id,
+        "workspace_id": application.workspace_id,
+        "name": application.name,
+        "partitions": len(application.production.partitions),
+        "profiles": application.profiles,
+        "groups_per_profile": application.groups_per_profile,
+        "created_at": _time(application.created_at_us),
+    }
+
+
+def _credential(found: Credential) -> dict[str, Any]:
+    return {
+        "client_id": found.id,
+        "active": found.active,
+        "scopes": list(found.scopes),
+        "applications": list(found.applications),
+        "created_at": _time(found.created_at_us),
+    }
+
+
+def _time(time_us: int) -> str:
+    whole = dt.datetime.fromtimestamp(time_us // 1_000_000, dt.UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{time_us % 1_000_000:06}Z"
+
+
+def _print(found: dict[str, Any] | list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print an object as lines `name  value`, or a list as a table; or either as JSON."""
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif isinstance(found, dict):
+        _table([[name, _cell(value)] for name, value in found.items()])
+    elif found:
+        _table([list(found[0]), *([_cell(value) for value in row.values()] for row in found)])
+
+
+def _cell(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(rows: Iterable[list[str]]) -> None:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())

@@ -1,0 +1,503 @@
+"""What every operation of the HTTP API shares: from bytes to a struct, and from a struct to bytes.
+
+`endpoint` wraps a responder of a resource: it admits the caller, decodes path, query and body in
+one step each, and encodes the reply. What it was told (scope, structs, status) is kept, so that
+the table scope x route, the tests and the OpenAPI document have one source. The error shapes of
+the Profile Groups face are here too. It knows nothing of groups, members or keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import date, timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import falcon
+import falcon.asgi
+import msgspec
+
+from service import ids
+from service.auth import Access, Principal
+from service.errors import (
+    BelongError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from service.registry import Application, Environment
+from service.store import Store
+
+if TYPE_CHECKING:
+    from service.config import Config
+
+BODY_LIMIT_BYTES = 8 * 1024 * 1024
+"""Design 3.1: a longer body is 413, whether it is announced or comes in chunks."""
+
+IDS_PER_TURN = 500
+"""The event loop prepares no more ids than these between two awaits (design 5.4)."""
+
+ENCODER = msgspec.json.Encoder()
+
+_SLASH = "\udc2f"
+"""Stands for a `/` that came as `%2F`. No decoding gives it: surrogateescape starts at U+DC80."""
+
+_LONGEST_FIELD = 100
+"""A field name that is longer is not echoed as the key of an error."""
+
+Row = TypeVar("Row")
+Made = TypeVar("Made")
+Query = TypeVar("Query", bound=msgspec.Struct)
+Responder = Callable[..., Awaitable[object]]
+
+
+class Request(falcon.asgi.Request):
+    """A request routed by the path as the client wrote it.
+
+    ASGI's `path` is percent-decoded, so that a custom id `a/b`, sent as `a%2Fb`, would be two
+    segments in it. Here such a slash stays inside its segment.
+    """
+
+    escaped: bool
+    """Whether the path needs `unescaped`: it held a percent sign or a byte beyond ASCII."""
+
+    whole: bytes | None
+    """The body, where it came with the request in one piece and need not be waited for."""
+
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        first_event: Any = None,
+        options: Any = None,
+    ) -> None:
+        """Take what Falcon's own class takes."""
+        query = scope["query_string"]
+        if query and not query.isascii():
+            # NOTE: Falcon decodes the query string before any error handler is in place.
+            scope = {**scope, "query_string": quote_from_bytes(query, _PRINTABLE).encode()}
+        super().__init__(scope, receive, first_event=first_event, options=options)
+        self.whole = None
+        if first_event is not None and not first_event.get("more_body", False):
+            self.whole = first_event.get("body", b"")
+        raw = scope.get("raw_path") or b""
+        self.escaped = b"%" in raw or not raw.isascii()
+        if self.escaped:
+            self.path = "/".join(
+                unquote_to_bytes(segment).decode("utf-8", "surrogateescape").replace("/", _SLASH)
+                for segment in raw.removesuffix(b"/").split(b"/")
+            )
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether the body is compressed, or otherwise not what it stands for."""
+        coding = self._asgi_headers.get(b"content-encoding")
+        return coding is not None and coding.strip().lower() not in (b"", b"identity")
+
+
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
+
+def unescaped(params: Mapping[str, str]) -> dict[str, str]:
+    """Give the path parameters their slashes back.
+
+    :raises Invalid: one is not valid UTF-8.
+    """
+    values = {name: value.replace(_SLASH, "/") for name, value in params.items()}
+    try:
+        "".join(values.values()).encode()
+    except UnicodeEncodeError as error:
+        raise Invalid("The path is not valid UTF-8.") from error
+    return values
+
+
+class Backend:
+    """What all resources of one application object share: settings, the store, who may call."""
+
+    def __init__(self, config: Config, store: Store | None = None) -> None:
+        """Take the settings, and the store if it is open already."""
+        self.config = config
+        self.access = Access()
+        self.closed_because = "The store has not answered yet."
+        self._store = store
+
+    @property
+    def store(self) -> Store:
+        """The open store.
+
+        :raises Unavailable: it could not be opened yet.
+        """
+        if self._store is None:
+            raise Unavailable(self.closed_because)
+        return self._store
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a store to ask."""
+        return self._store is not None
+
+    def opened(self, store: Store | None) -> None:
+        """Take the store that was opened, or None when it was closed."""
+        self._store = store
+
+
+class Resource:
+    """A resource of the API: its responders are wrapped by `endpoint`."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Take what all resources share."""
+        self.backend = backend
+
+
+class Call(msgspec.Struct):
+    """One request of a route that anybody may call."""
+
+    request: Request
+    response: falcon.asgi.Response
+    backend: Backend
+
+
+class TenantCall(Call):
+    """One admitted request of an application."""
+
+    store: Store
+    application: Application
+    environment: Environment
+    principal: Principal
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the token has the scope `admin`."""
+        return "admin" in self.principal.scopes
+
+    async def profile_id(self, text: str) -> bytes | None:
+        """Give the profile that a path or body names by UUID or custom id.
+
+        In UUID form any profile exists (design 3.1); None is an unknown custom id.
+        """
+        return ids.parse(text) or await self.profile_id_of(text)
+
+    async def profile_id_of(self, custom_id: str) -> bytes | None:
+        """Give the profile of a custom id; None where there is none."""
+        [found] = await self.store.profiles.resolve_identities(
+            self.environment, "customer_id", [custom_id], create=False
+        )
+        return found
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """What `endpoint` was told about one operation: the source of the tables and of OpenAPI."""
+
+    scope: str | None
+    body: type[msgspec.Struct] | None
+    query: type[msgspec.Struct] | None
+    reply: Any
+    status: int
+    summary: str
+
+
+_OPERATIONS: dict[Responder, Operation] = {}
+
+
+def operation_of(responder: Any) -> Operation | None:
+    """Give what `endpoint` was told about a responder; None if it is not one."""
+    return _OPERATIONS.get(getattr(responder, "__func__", responder))
+
+
+def endpoint(
+    scope: str | None,
+    *,
+    body: type[msgspec.Struct] | None = None,
+    query: type[msgspec.Struct] | None = None,
+    reply: Any = None,
+    status: HTTPStatus = HTTPStatus.OK,
+) -> Callable[[Responder], Responder]:
+    """Make a Falcon responder of `async def on_x(self, call[, body][, query], *, <path>)`.
+
+    Without a `scope` anybody may call it and it gets a `Call`; with one, the path holds `{cid}` and
+    it gets a `TenantCall`. It answers a struct, finished JSON as bytes, or None for 204.
+    """
+    decoder = None if body is None else msgspec.json.Decoder(body)
+    default_query = None if query is None else msgspec.convert({}, query, strict=False)
+    code = int(status)
+
+    def decorate(responder: Responder) -> Responder:
+        @functools.wraps(responder)
+        async def respond(
+            resource: Resource, req: Request, resp: falcon.asgi.Response, **params: str
+        ) -> None:
+            backend = resource.backend
+            if req.escaped:
+                params = unescaped(params)
+            if not all(params.values()):
+                raise NotFound
+            call = Call(req, resp, backend)
+            if scope is not None:
+                call = await admitted(call, params.pop("cid"), scope)
+            arguments: list[object] = [call]
+            if decoder is not None:
+                arguments.append(decoded(decoder, body, await read_body(req)))
+            if query is not None:
+                arguments.append(query_of(req, query) if req.query_string else default_query)
+            answer = await responder(resource, *arguments, **params)
+            if answer is None:
+                resp.status = HTTPStatus.NO_CONTENT
+                return
+            resp.data = answer if type(answer) is bytes else ENCODER.encode(answer)
+            if code != HTTPStatus.OK:
+                resp.status = code
+
+        summary = (responder.__doc__ or "").partition("\n")[0].rstrip(".")
+        _OPERATIONS[respond] = Operation(scope, body, query, reply, code, summary)
+        return respond
+
+    return decorate
+
+
+async def admitted(call: Call, client_id: str, scope: str) -> TenantCall:
+    """Admit a call if its token is for this application and has the scope.
+
+    With the token and the application known, it does not wait.
+
+    :raises Unauthorized: there is no valid token.
+    :raises Forbidden: it is not for the application, which need not exist, or lacks the scope.
+    """
+    backend = call.backend
+    store = backend.store
+    header = call.request.auth
+    principal = backend.access.known(header)
+    if principal is None:
+        principal = await backend.access.check(header, store.registry)
+    application = None
+    if client_id in principal.applications:
+        if scope not in principal.scopes:
+            raise Forbidden(f"This needs the scope {scope}, which the token does not have.")
+        application = await store.registry.application(client_id)
+    if application is None:
+        raise Forbidden(f"The token is not for the application {client_id[:255]!r}.")
+    return TenantCall(
+        call.request,
+        call.response,
+        backend,
+        store,
+        application,
+        application.production,
+        principal,
+    )
+
+
+async def stepwise(make: Callable[[Sequence[Row]], list[Made]], rows: Sequence[Row]) -> list[Made]:
+    """Apply `make` to slices of `IDS_PER_TURN` rows, and let others run in between."""
+    if len(rows) <= IDS_PER_TURN:
+        return make(rows)
+    made: list[Made] = []
+    for first in range(0, len(rows), IDS_PER_TURN):
+        made += make(rows[first : first + IDS_PER_TURN])
+        await asyncio.sleep(0)
+    return made
+
+
+def timestamp(at_us: int) -> str:
+    """Write microseconds since 1970 as ISO 8601 in UTC: `2025-04-28T12:16:49.670053Z`."""
+    seconds, microseconds = divmod(at_us, 1_000_000)
+    return f"{_second(seconds)}.{microseconds:06d}Z"
+
+
+@functools.lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    days, second = divmod(seconds, 86_400)
+    return f"{_day(days)}T{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _day(days: int) -> str:
+    return (date(1970, 1, 1) + timedelta(days)).isoformat()
+
+
+async def read_body(req: Request) -> bytes:
+    """Read the whole body.
+
+    :raises TooLarge: it is, or says it is, longer than `BODY_LIMIT_BYTES`.
+    """
+    if req.is_coded:
+        description = "Bodies are taken as they are: send them without Content-Encoding."
+        raise falcon.HTTPUnsupportedMediaType(description=description)
+    whole = req.whole
+    if whole is not None and len(whole) <= BODY_LIMIT_BYTES:
+        return whole
+    too_large = f"The body may have {BODY_LIMIT_BYTES} bytes (8 MiB) at most."
+    declared = req.content_length
+    if declared is not None and declared > BODY_LIMIT_BYTES:
+        raise TooLarge(too_large)
+    parts: list[bytes] = []
+    size = 0
+    async for part in req.stream:
+        size += len(part)
+        if size > BODY_LIMIT_BYTES:
+            raise TooLarge(too_large)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def decoded(
+    decoder: msgspec.json.Decoder[Any], body: type[msgspec.Struct] | None, data: bytes
+) -> object:
+    """Decode a JSON body into its struct.
+
+    :raises Invalid: it is empty, no UTF-8, no JSON, or not what the struct says.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise misfit(str(error), body) from error
+    except msgspec.DecodeError as error:
+        if not data.strip():
+            message = "A JSON body is required, and this one is empty."
+        else:
+            reason = str(error).removeprefix("JSON is malformed: ")
+            message = f"The body is not JSON: {reason}."
+        raise Invalid(message) from error
+    except UnicodeDecodeError as error:
+        message = "The body is not valid UTF-8."
+        raise Invalid(message) from error
+    except RecursionError as error:
+        message = "The body is nested too deeply."
+        raise Invalid(message) from error
+
+
+_WHERE = re.compile(r" - at `\$\.?([^`.\[]*)[^`]*`$")
+_ROOT_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
+
+
+def misfit(message: str, shape: type[msgspec.Struct] | None = None) -> Invalid:
+    """Make an error of msgspec's sentence, which ends in where it was (`$.profile_ids[3]`).
+
+    A struct may say in `INSTEAD` what to use instead of a name it does not have.
+    """
+    root = _ROOT_FIELD.match(message)
+    if root is not None:
+        field = root.group(1)
+        if len(field) > _LONGEST_FIELD:
+            return Invalid("Object contains an unknown field with a very long name - at `$`")
+        instead: Mapping[str, str] = getattr(shape, "INSTEAD", {})
+        return Invalid(" - ".join(filter(None, (message, instead.get(field)))), field)
+    where = _WHERE.search(message)
+    return Invalid(message, where.group(1) or None if where else None)
+
+
+def raw_values(req: Request, name: str) -> list[str]:
+    """Give the values of a query parameter as the client wrote them, still percent-encoded."""
+    pieces = (piece.partition("=") for piece in req.query_string.split("&"))
+    return [value for key, _, value in pieces if plain(key) == name]
+
+
+def plain(text: str) -> str:
+    """Decode a name or value of a query string.
+
+    :raises Invalid: it is not valid UTF-8.
+    """
+    if "%" not in text and "+" not in text:
+        return text
+    try:
+        return unquote_to_bytes(text.replace("+", " ")).decode()
+    except UnicodeDecodeError as error:
+        message = "The query string is not valid UTF-8."
+        raise Invalid(message) from error
+
+
+@functools.cache
+def _parameters(shape: type[msgspec.Struct]) -> dict[str, bool]:
+    """Give the query parameters of a struct -> whether each may be repeated."""
+    hints = msgspec.structs.fields(shape)
+    return {field.encode_name: isinstance(field.default_factory, type) for field in hints}
+
+
+def query_of(req: Request, shape: type[Query]) -> Query:
+    """Convert the query string into its struct. Parameters that the struct lacks are ignored.
+
+    :raises Invalid: a value does not fit, or one that stands alone is given twice.
+    """
+    parameters = _parameters(shape)
+    values: dict[str, Any] = {}
+    for piece in req.query_string.split("&"):
+        key, _, value = piece.partition("=")
+        name = plain(key)
+        repeated = parameters.get(name)
+        if repeated:
+            values.setdefault(name, []).append(plain(value))
+        elif repeated is not None:
+            if name in values:
+                message = f"`{name}` is given more than once - at `$.{name}`"
+                raise Invalid(message, name)
+            values[name] = plain(value)
+    try:
+        return msgspec.convert(values, shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise misfit(str(error)) from error
+
+
+def error_body(error: BelongError) -> dict[str, object]:
+    """Give the body of an error on the Profile Groups face (design 3.4)."""
+    field = getattr(error, "field", None)
+    if field is not None:
+        return {field: [str(error)]}
+    return {"detail": str(error), "error_code": error.code}
+
+
+async def answer_error(
+    _req: falcon.asgi.Request,
+    resp: falcon.asgi.Response | None,
+    error: BelongError,
+    _params: dict[str, Any],
+) -> None:
+    """Answer a domain error, with the headers that its status asks for."""
+    if resp is None:
+        raise error
+    resp.status = error.status
+    resp.data = ENCODER.encode(error_body(error))
+    if isinstance(error, Unavailable):
+        resp.set_header("Retry-After", str(error.retry_after_seconds))
+    elif isinstance(error, Unauthorized):
+        challenge = 'Bearer realm="belong"'
+        if error.code != Unauthorized.code:
+            challenge += f', error="invalid_token", error_description="{error}"'
+        resp.set_header("WWW-Authenticate", challenge)
+
+
+CODES = {
+    HTTPStatus.BAD_REQUEST: "invalid",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+}
+"""`error_code` of what Falcon itself refuses."""
+
+
+async def answer_http_error(
+    req: falcon.asgi.Request,
+    resp: falcon.asgi.Response | None,
+    error: falcon.HTTPError,
+    _params: dict[str, Any],
+) -> None:
+    """Answer what Falcon refuses (404, 405, 415 …) in the face's shape."""
+    if resp is None:
+        raise error
+    status = error.status_code
+    if status == HTTPStatus.NOT_FOUND:
+        detail = str(NotFound())
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f'Method "{req.method}" not allowed.'
+    else:
+        detail = error.description or f"{HTTPStatus(status).phrase}."
+    code = CODES.get(HTTPStatus(status), BelongError.code)
+    resp.status = status
+    resp.data = ENCODER.encode({"detail": detail, "error_code": code})
+    for name, value in dict(error.headers or {}).items():
+        resp.set_header(name, value)

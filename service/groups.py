@@ -1,0 +1,134 @@
+"""What a group is in the store: its document, and the indexes it stands in.
+
+Pure: structs and their rules. `store_groups.py` reads and changes them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from service import keys
+
+
+class Attribute(msgspec.Struct, frozen=True):
+    """A key and a value, by which groups are found. Keys may repeat."""
+
+    key: str
+    value: str
+
+
+class GroupDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What the directory keeps of a group. `id` is the UUID's text."""
+
+    id: str
+    name: str
+    is_active: bool
+    description: str | None
+    custom_id: str | None
+    created_at_us: int
+    attributes: tuple[Attribute, ...]
+    membership_type: str
+
+
+class Group(GroupDocument, frozen=True, kw_only=True):
+    """A group as read: its document, its number and the version of the document."""
+
+    number: int
+    version: int
+
+
+class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """A group to create. Without `id` a new one is drawn."""
+
+    name: str
+    is_active: bool = True
+    description: str | None = None
+    attributes: tuple[Attribute, ...] = ()
+    custom_id: str | None = None
+    id: str | None = None
+    membership_type: str = "static"
+
+
+class GroupChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """What to change of a group; UNSET stays as it is. `attributes` replaces the list."""
+
+    name: str | UnsetType = UNSET
+    is_active: bool | UnsetType = UNSET
+    description: str | UnsetType | None = UNSET
+    attributes: tuple[Attribute, ...] | UnsetType = UNSET
+    custom_id: str | UnsetType | None = UNSET
+
+
+class GroupQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which groups a list holds: all conditions must match.
+
+    `attributes` are (key, value) pairs; a value of None asks for the presence of the key.
+    """
+
+    attributes: tuple[tuple[str, str | None], ...] = ()
+    name: str | None = None
+    custom_id: str | None = None
+    membership_type: str | None = None
+    descending: bool = False
+    include_inactive: bool = False
+
+
+_DOCUMENT = msgspec.json.Decoder(GroupDocument)
+
+
+def decode(number: int, raw: bytes, version: bytes) -> Group:
+    """Give the group of a stored document."""
+    return as_group(_DOCUMENT.decode(raw), number, int(version))
+
+
+def as_group(document: GroupDocument, number: int, version: int) -> Group:
+    """Give the group of a document under its number, in this version."""
+    return Group(
+        id=document.id,
+        name=document.name,
+        is_active=document.is_active,
+        description=document.description,
+        custom_id=document.custom_id,
+        created_at_us=document.created_at_us,
+        attributes=document.attributes,
+        membership_type=document.membership_type,
+        number=number,
+        version=version,
+    )
+
+
+def group_indexes(tag: bytes, document: GroupDocument) -> set[bytes]:
+    """Give every index that a group stands in."""
+    return keys.group_indexes(
+        tag,
+        name=document.name,
+        membership_type=document.membership_type,
+        attributes=((each.key, each.value) for each in document.attributes),
+        active=document.is_active,
+    )
+
+
+def query_indexes(tag: bytes, query: GroupQuery, *, active: bool) -> list[bytes]:
+    """Give the indexes that a group must stand in to match (but for a custom id)."""
+    found = [
+        keys.attribute_index(tag, name, value, active=active) for name, value in query.attributes
+    ]
+    if query.name is not None:
+        found.append(keys.name_index(tag, query.name, active=active))
+    if query.membership_type is not None:
+        found.append(keys.type_index(tag, query.membership_type, active=active))
+    return list(dict.fromkeys(found)) or [keys.group_index(tag, active=active)]
+
+
+def matches(group: Group, query: GroupQuery) -> bool:
+    """Tell whether a group matches a query (but for a custom id)."""
+    return (
+        (group.is_active or query.include_inactive)
+        and query.name in {None, group.name}
+        and query.membership_type in {None, group.membership_type}
+        and all(
+            any(each.key == name and value in {None, each.value} for each in group.attributes)
+            for name, value in query.attributes
+        )
+    )

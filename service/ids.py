@@ -1,0 +1,143 @@
+"""Profile ids: their text, their packed form, and what they are inside the store.
+
+Outside, an id is a UUID; here it travels as its 16 bytes, many of them packed into one string.
+Inside the store it is *mixed*: AES-128 of those bytes under the application's own key, a bijection
+that is uniform and that nobody who chooses ids can steer (with an unkeyed mix, 12,000 forged ids in
+one segment broke a group; measured). Pure functions, no I/O.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+from functools import lru_cache
+from hashlib import blake2b
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from service import keys
+
+SIZE = 16
+TEXT_SIZE = 36
+_UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
+_HYPHENS = (8, 13, 18, 23)
+
+
+def parse(text: str) -> bytes | None:
+    """Give the 16 bytes of a UUID in its hyphenated form, either case; None for any other text."""
+    if _UUID.fullmatch(text) is None:
+        return None
+    return bytes.fromhex(text.replace("-", ""))
+
+
+def text(packed: bytes) -> str:
+    """Give the hyphenated lower-case form of one id."""
+    digits = packed.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def pack(texts: list[str]) -> tuple[bytes, list[int]]:
+    """Pack UUID texts, 16 bytes each in the order given, without those that are malformed.
+
+    Returns the packed ids and the positions of the malformed texts.
+    PERF: well-formed lists are parsed as one text, 10,000 in under 2 ms (4.5 ms as `uuid.UUID`).
+    """
+    joined = "".join(texts)
+    count = len(texts)
+    if (
+        len(joined) == count * TEXT_SIZE
+        and all(joined[at::TEXT_SIZE] == "-" * count for at in _HYPHENS)
+        and set(map(len, texts)) <= {TEXT_SIZE}
+    ):
+        digits = joined.replace("-", "")
+        if len(digits) == count * 2 * SIZE and digits.isascii() and digits.isalnum():
+            try:
+                return bytes.fromhex(digits), []
+            except ValueError:
+                pass
+    good, malformed = [], []
+    for position, each in enumerate(texts):
+        parsed = parse(each)
+        if parsed is None:
+            malformed.append(position)
+        else:
+            good.append(parsed)
+    return b"".join(good), malformed
+
+
+def split(packed: bytes) -> list[bytes]:
+    """One string of 16 bytes per id."""
+    return [packed[at : at + SIZE] for at in range(0, len(packed), SIZE)]
+
+
+def head(mixed: bytes) -> int:
+    """H: the first four bytes as an unsigned integer. It decides partition and segment."""
+    return int.from_bytes(mixed[:4], "big")
+
+
+class Mixer:
+    """The mix of one application: between the ids outside and those inside the store."""
+
+    __slots__ = ("_decryptor", "_encryptor", "_identity_key")
+
+    def __init__(self, secret: bytes) -> None:
+        """Derive the keys from the application's secret (32 random bytes)."""
+        cipher = Cipher(algorithms.AES128(derive(secret, b"mix", 16)), modes.ECB())  # noqa: S305
+        # NOTE: ECB of single blocks is wanted: a keyed bijection on 16 bytes. Nothing is hidden
+        # by it, and ids have no structure that repeats.
+        self._encryptor = cipher.encryptor()
+        self._decryptor = cipher.decryptor()
+        self._identity_key = derive(secret, b"identity", 32)
+
+    def mix(self, packed: bytes) -> bytes:
+        """Packed ids to packed mixed ids. A length that is no multiple of 16 is a ValueError.
+
+        A partial block would stay in the shared encryptor and shift every later id.
+        """
+        if len(packed) % SIZE:
+            message = f"{len(packed)} bytes are no whole number of ids"
+            raise ValueError(message)
+        return self._encryptor.update(packed)
+
+    def unmix(self, packed: bytes) -> bytes:
+        """Packed mixed ids to packed ids. A length that is no multiple of 16 is a ValueError."""
+        if len(packed) % SIZE:
+            message = f"{len(packed)} bytes are no whole number of ids"
+            raise ValueError(message)
+        return self._decryptor.update(packed)
+
+    def place_identity(self, kind: str, value: str, partitions: int) -> tuple[int, int]:
+        """Where an identity lives: its partition q and its bucket there, by keyed hash."""
+        field = keys.identity_field(kind, value)
+        digest = blake2b(field, digest_size=8, key=self._identity_key).digest()
+        return (
+            int.from_bytes(digest[:4], "big") % partitions,
+            int.from_bytes(digest[4:], "big") % keys.BUCKETS,
+        )
+
+    def draw(self, partition: int, partitions: int) -> bytes:
+        """Give a new random id (a version 4 UUID) as mixed bytes, in the partition asked for.
+
+        Draws until it fits: about as many times as there are partitions.
+        """
+        while True:
+            mixed = self.mix(new())
+            if head(mixed) % partitions == partition:
+                return mixed
+
+
+def new() -> bytes:
+    """Give the 16 bytes of a new random UUID (version 4)."""
+    return uuid.UUID(bytes=secrets.token_bytes(SIZE), version=4).bytes
+
+
+def derive(secret: bytes, purpose: bytes, size: int) -> bytes:
+    """Give a key for one purpose from an application's secret."""
+    return blake2b(purpose, digest_size=size, key=secret, person=b"belong").digest()
+
+
+@lru_cache(maxsize=4096)
+def mixer(secret: bytes) -> Mixer:
+    """Give the mixer of an application, one per process."""
+    return Mixer(secret)

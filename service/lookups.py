@@ -1,0 +1,273 @@
+"""Lookups: which groups is a profile in, and is this profile in this group.
+
+These are the answers that services ask for on every request, so nothing is done here that one
+request does not need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from service import ids
+from service.endpoint import (
+    ENCODER,
+    IDS_PER_TURN,
+    Resource,
+    TenantCall,
+    endpoint,
+    raw_values,
+    stepwise,
+    timestamp,
+)
+from service.errors import Erasing, Invalid, NotFound
+from service.paging import PageBody, Paging, Walk, chosen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.groups import Group
+    from service.store_members import ProfileGroup
+
+MANY = 10_000
+"""Pairs of one check at most (design 3.1)."""
+
+
+class MembershipBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A group as seen from a profile that is in it; times and custom id are the group's."""
+
+    group_id: str
+    group_name: str
+    profile_count: int
+    is_active: bool
+    created_at: str
+    custom_id: str | None
+
+
+class Pair(msgspec.Struct, forbid_unknown_fields=True):
+    """One question: a profile, by id or custom id, and a group, likewise."""
+
+    group_id: str
+    profile_id: str | UnsetType = UNSET
+    custom_id: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """Require exactly one name of the profile."""
+        if (self.profile_id is UNSET) == (self.custom_id is UNSET):
+            raise ValueError("give either `profile_id` or `custom_id`, not both and not neither")
+
+
+class Pairs(msgspec.Struct, forbid_unknown_fields=True):
+    """The questions of one check."""
+
+    pairs: Annotated[list[Pair], Meta(max_length=MANY)]
+
+
+class Answers(msgspec.Struct, forbid_unknown_fields=True):
+    """An answer per pair, in their order; null where there is no such group."""
+
+    results: list[bool | None]
+
+
+class ProfileGroups(Resource):
+    """`applications/{cid}/profiles/{pid}/profile-groups/`."""
+
+    @endpoint("members:read", query=Paging, reply=PageBody[MembershipBody])
+    async def on_get(self, call: TenantCall, query: Paging, *, pid: str) -> bytes:
+        """List the groups that a profile is in, in the order of their creation.
+
+        A UUID that was never heard of is in none; an unknown custom id is 404.
+        """
+        fields = chosen(query.fields, MembershipBody)
+        if raw_values(call.request, "attributes"):
+            message = "this version filters the groups of the application by attributes, not these"
+            raise Invalid(f"{message} - at `$.attributes`", "attributes")
+        profile_id = await call.profile_id(pid)
+        if profile_id is None:
+            raise NotFound
+        walk = Walk(call, "groups of a profile", target=profile_id)
+        page = await call.store.members.list_profile_groups(
+            call.environment,
+            profile_id,
+            walk.cut(query.cursor),
+            query.page_size,
+            counted=fields is None or "profile_count" in fields,
+        )
+
+        if fields is None:
+            return walk.spliced(page, await stepwise(_spliced, page.rows))
+
+        def make(rows: Sequence[ProfileGroup]) -> list[object]:
+            bodies = [_body(row.group, row.members or 0) for row in rows]
+            return [{name: getattr(body, name) for name in fields} for body in bodies]
+
+        return walk.body(page, await stepwise(make, page.rows))
+
+
+class Check(Resource):
+    """`applications/{cid}/memberships/check/`."""
+
+    @endpoint("members:read", body=Pairs, reply=Answers)
+    async def on_post(self, call: TenantCall, body: Pairs) -> bytes:
+        """Check for many pairs whether the profile is in the group."""
+        pairs = body.pairs
+        if len(pairs) == 1:
+            return await _checked(call, pairs[0])
+        numbers = await _numbers(call, {pair.group_id: None for pair in pairs})
+        profiles = await _profiles(call, pairs)
+        places, asked, packed = [], [], bytearray()
+        for place, pair in enumerate(pairs):
+            number = numbers[pair.group_id]
+            if number is not None:
+                places.append(place)
+                asked.append(number)
+                packed += profiles[place]
+            if place % IDS_PER_TURN == IDS_PER_TURN - 1:
+                await asyncio.sleep(0)
+        answers = [b"null"] * len(pairs)
+        letters = await call.store.members.check_members(call.environment, asked, bytes(packed))
+        for place, letter in zip(places, letters, strict=True):
+            if letter == ERASING:
+                raise _being_erased(place)
+            answers[place] = _WORDS[letter]
+            if place % IDS_PER_TURN == IDS_PER_TURN - 1:
+                await asyncio.sleep(0)
+        return b'{"results":[%b]}' % b",".join(answers)
+
+
+ERASING = ord("E")
+_WORDS = {ord("1"): b"true", ord("0"): b"false", ord("n"): b"null"}
+
+_ANSWERS = {letter: b'{"results":[%b]}' % word for letter, word in _WORDS.items()}
+
+_READERS = 32
+"""Groups whose numbers are asked for at the same time, where the near-cache does not know them."""
+
+
+def _being_erased(place: int) -> Erasing:
+    return Erasing(f"The profile of `$.pairs[{place}]` is being erased: try again.")
+
+
+def _no_uuid(text: str, place: int) -> Invalid:
+    return Invalid(f"{text[:255]!r} is not a UUID - at `$.pairs[{place}].profile_id`", "pairs")
+
+
+async def _checked(call: TenantCall, pair: Pair) -> bytes:
+    """Answer one pair: what is asked most often goes the shortest way."""
+    if pair.custom_id is not UNSET:
+        profile_id = await call.profile_id_of(pair.custom_id) or ids.new()
+    else:
+        text = pair.profile_id or ""
+        profile_id = ids.parse(text) or b""
+        if not profile_id:
+            raise _no_uuid(text, 0)
+    try:
+        number = await call.store.groups.number_of(call.environment, pair.group_id)
+    except NotFound:
+        return _ANSWERS[ord("n")]
+    letters = await call.store.members.check_members(call.environment, [number], profile_id)
+    if letters[0] == ERASING:
+        raise _being_erased(0)
+    return _ANSWERS[letters[0]]
+
+
+async def _numbers(call: TenantCall, gids: dict[str, None]) -> dict[str, int | None]:
+    """Give the number of each group; None where there is no such group."""
+    numbers: dict[str, int | None] = {}
+    waiting = iter(gids)
+
+    async def read() -> None:
+        for gid in waiting:
+            try:
+                numbers[gid] = await call.store.groups.number_of(call.environment, gid)
+            except NotFound:
+                numbers[gid] = None
+            if len(numbers) % IDS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    if len(gids) == 1:
+        await read()
+    else:
+        # NOTE: with a warm cache the first reader never waits, and takes them all.
+        await asyncio.gather(*(read() for _ in range(min(_READERS, len(gids)))))
+    return numbers
+
+
+async def _profiles(call: TenantCall, pairs: list[Pair]) -> list[bytes]:
+    """Give the profile of each pair. An unknown custom id is a profile that nobody has.
+
+    :raises Invalid: a profile id is malformed
+    """
+    profiles: list[bytes] = []
+    by_custom_id: dict[str, list[int]] = {}
+    for first in range(0, len(pairs), IDS_PER_TURN):
+        if first:
+            await asyncio.sleep(0)
+        part = pairs[first : first + IDS_PER_TURN]
+        packed = _packed(part, first)
+        if len(packed) == len(part):
+            profiles += packed
+            continue
+        known = iter(packed)
+        for place, pair in enumerate(part, first):
+            if pair.custom_id is UNSET:
+                profiles.append(next(known))
+            else:
+                profiles.append(ids.new())
+                by_custom_id.setdefault(pair.custom_id, []).append(place)
+    if by_custom_id:
+        resolved = await call.store.profiles.resolve_identities(
+            call.environment, "customer_id", list(by_custom_id), create=False
+        )
+        for profile_id, places in zip(resolved, by_custom_id.values(), strict=True):
+            if profile_id is not None:
+                for place in places:
+                    profiles[place] = profile_id
+    return profiles
+
+
+def _packed(part: list[Pair], first: int) -> list[bytes]:
+    """Give the profiles that these pairs name by UUID; `first` is the place of the first pair."""
+    texts = [pair.profile_id for pair in part if pair.profile_id is not UNSET]
+    packed, malformed = ids.pack(texts)
+    if malformed:
+        text = texts[malformed[0]]
+        place = first + [pair.profile_id for pair in part].index(text)
+        raise _no_uuid(text, place)
+    return ids.split(packed)
+
+
+_spliced_parts: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+_SPLICED = 20_000
+
+
+def _spliced(rows: Sequence[ProfileGroup]) -> list[bytes]:
+    """Encode rows around their counts; what is before and after is kept for the next request.
+
+    PERF: 20 rows in 14 us, against 34 us as structs.
+    """
+    found = []
+    for row in rows:
+        group = row.group
+        parts = _spliced_parts.get((group.id, group.version))
+        if parts is None:
+            if len(_spliced_parts) >= _SPLICED:
+                _spliced_parts.clear()
+            before, _, after = ENCODER.encode(_body(group, 0)).partition(b'"profile_count":0')
+            parts = _spliced_parts[group.id, group.version] = (before + b'"profile_count":', after)
+        found.append(b"%b%d%b" % (parts[0], row.members or 0, parts[1]))
+    return found
+
+
+def _body(group: Group, profile_count: int) -> MembershipBody:
+    return MembershipBody(
+        group_id=group.id,
+        group_name=group.name,
+        profile_count=profile_count,
+        is_active=group.is_active,
+        created_at=timestamp(group.created_at_us),
+        custom_id=group.custom_id,
+    )

@@ -1,0 +1,527 @@
+"""The registry: applications and their environments, credentials, signing keys.
+
+It is small and read on every request, so each process holds a copy. The copy is read again when the
+registry's version rose (asked once a second in the background) or when something is not found in
+it; a copy that could not be confirmed for 30 s is not used any more. Secrets of credentials are
+kept as SHA-256; the registry knows no HTTP and no tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from service import ids, keys, scripts
+from service.errors import Conflict, Invalid, NotFound, Stale, Unavailable, Unusable
+
+if TYPE_CHECKING:
+    from service.connection import Connection
+
+SCOPES = (
+    "groups:read",
+    "groups:write",
+    "members:read",
+    "members:write",
+    "profiles:read",
+    "profiles:write",
+    "definitions:read",
+    "definitions:write",
+    "events:write",
+    "admin",
+)
+POLL_SECONDS = 1.0
+STALE_SECONDS = 30.0
+"""Age at which an unconfirmed copy is refused: a deactivated credential stops within it."""
+PUBLISH_SECONDS = 60
+"""A rotated signing key signs only this long after every process could have read it."""
+TOKEN_SECONDS = 28_800
+PARTITIONS_MAX = 64
+GROUPS_PER_PROFILE_MAX = 10_000
+_CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+log = logging.getLogger(__name__)
+
+
+class EnvironmentDocument(msgspec.Struct, frozen=True):
+    """An environment as the registry keeps it: its number, and the tags of its partitions."""
+
+    number: int
+    tags: tuple[str, ...]
+
+
+class ApplicationDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """An application as the registry keeps it."""
+
+    client_id: str
+    workspace_id: int
+    name: str
+    secret: bytes
+    created_at_us: int
+    environments: dict[str, EnvironmentDocument]
+    profiles: Literal["open", "registered"] = "open"
+    groups_per_profile: int = 1000
+
+
+class Environment:
+    """One environment of an application, ready to use: what every store method takes first."""
+
+    __slots__ = (
+        "directory",
+        "groups_per_profile",
+        "mixer",
+        "name",
+        "number",
+        "partitions",
+        "registered",
+        "secret",
+    )
+
+    def __init__(self, name: str, document: EnvironmentDocument, of: ApplicationDocument) -> None:
+        """Compute tags and the mixer once."""
+        self.name = name
+        self.number = document.number
+        self.directory = keys.directory(document.number)
+        self.partitions = tuple(keys.partition(tag) for tag in document.tags)
+        self.secret = of.secret
+        self.mixer = ids.mixer(of.secret)
+        self.groups_per_profile = of.groups_per_profile
+        self.registered = of.profiles == "registered"
+
+
+class Application(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant. `secret` never leaves the process: ids and cursors depend on it."""
+
+    number: int
+    client_id: str
+    workspace_id: int
+    name: str
+    secret: bytes
+    created_at_us: int
+    profiles: str
+    groups_per_profile: int
+    environments: dict[str, Environment]
+
+    @property
+    def production(self) -> Environment:
+        """The environment that the Profile Groups face shows."""
+        return self.environments["production"]
+
+
+class Credential(msgspec.Struct, frozen=True, kw_only=True):
+    """An id and secret that get tokens, for some applications (client ids) and scopes."""
+
+    id: str
+    secret_sha256: str
+    scopes: tuple[str, ...]
+    applications: tuple[str, ...]
+    created_at_us: int
+    active: bool = True
+
+
+class SigningKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that signs tokens from `not_before_us` on."""
+
+    kid: str
+    secret: bytes
+    not_before_us: int
+
+
+class _Copy(msgspec.Struct, frozen=True):
+    """What one process knows of the registry, and since when (monotonic seconds)."""
+
+    version: int
+    applications: dict[str, Application]
+    documents: dict[str, ApplicationDocument]
+    credentials: dict[str, Credential]
+    keys: dict[str, SigningKey]
+
+
+class Registry:
+    """Reads and changes the registry. Methods raise Unavailable when the store does not answer."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Take the open connection; nothing is read yet."""
+        self._connection = connection
+        self._copy: _Copy | None = None
+        self._confirmed_at = 0.0
+        self._asked_at = 0.0
+
+    async def check_format(self) -> None:
+        """Refuse a server that holds another storage format; mark an empty one with ours."""
+        await self._connection.command(_key("format"), "SET", _key("format"), keys.FORMAT, "NX")
+        held = await self._connection.command(_key("format"), "GET", _key("format"))
+        if held != keys.FORMAT:
+            message = (
+                f"the store holds storage format {held.decode(errors='replace')}, "
+                f"and this version needs {keys.FORMAT.decode()}"
+            )
+            raise Unusable(message)
+
+    async def poll(self) -> None:
+        """Confirm the copy once a second, for as long as the task runs."""
+        while True:
+            try:
+                await self._confirm()
+            except Unavailable as ex:
+                log.debug("registry not confirmed: %s", ex)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def application(self, client_id: str) -> Application | None:
+        """Give the application of a client id, at most a second behind; None where none is."""
+        copy = await self._current()
+        found = copy.applications.get(client_id)
+        if found is None:
+            copy = await self._renewed()
+            found = copy.applications.get(client_id)
+        return found
+
+    async def list_applications(self) -> list[Application]:
+        """All applications, by number."""
+        copy = await self._load()
+        return sorted(copy.applications.values(), key=lambda each: each.number)
+
+    async def create_application(
+        self,
+        client_id: str,
+        *,
+        workspace_id: int | None = None,
+        name: str | None = None,
+        partitions: int = 1,
+        profiles: str = "open",
+    ) -> Application:
+        """Create an application with its two environments of `partitions` partitions each.
+
+        Without `workspace_id` the next free one is taken. A client id or workspace in use is a
+        Conflict. The number of partitions can never be changed.
+        """
+        if _CLIENT_ID.fullmatch(client_id) is None:
+            message = "a client id is 1 to 64 letters, digits, hyphens and underscores"
+            raise Invalid(message, "client_id")
+        if not 1 <= partitions <= PARTITIONS_MAX:
+            message = f"partitions must be 1 to {PARTITIONS_MAX}"
+            raise Invalid(message, "partitions")
+        _check_profiles(profiles)
+        if (await self._load()).applications.get(client_id):
+            message = f"application {client_id} already exists"
+            raise Conflict(message)
+        number = await self._next("application")
+        environments = {}
+        for environment in ("production", "development"):
+            taken = await self._next("environment")
+            environments[environment] = EnvironmentDocument(
+                taken, keys.partition_tags(taken, partitions)
+            )
+        while True:
+            workspace = workspace_id or await self._next("workspace")
+            document = ApplicationDocument(
+                client_id=client_id,
+                workspace_id=workspace,
+                name=name or client_id,
+                secret=secrets.token_bytes(32),
+                created_at_us=_now_us(),
+                environments=environments,
+                profiles=profiles,  # type: ignore[arg-type]
+            )
+            try:
+                await self._connection.call(
+                    scripts.load("create_application"),
+                    _keys("applications", "client_ids", "workspaces", "version", "none"),
+                    [number, client_id, workspace, msgspec.json.encode(document)],
+                )
+                break
+            except Conflict as ex:
+                if workspace_id is None and "workspace" in str(ex):
+                    continue
+                message = f"{ex} is already in use"
+                raise Conflict(message) from None
+        return (await self._load()).applications[client_id]
+
+    async def update_application(
+        self,
+        client_id: str,
+        *,
+        name: str | msgspec.UnsetType = msgspec.UNSET,
+        profiles: str | msgspec.UnsetType = msgspec.UNSET,
+        groups_per_profile: int | msgspec.UnsetType = msgspec.UNSET,
+    ) -> Application:
+        """Change settings of an application; those not given stay. Unknown: NotFound."""
+        changes: dict[str, object] = {}
+        if isinstance(name, str):
+            changes["name"] = name
+        if isinstance(profiles, str):
+            _check_profiles(profiles)
+            changes["profiles"] = profiles
+        if isinstance(groups_per_profile, int):
+            if not 1 <= groups_per_profile <= GROUPS_PER_PROFILE_MAX:
+                message = f"groups_per_profile must be 1 to {GROUPS_PER_PROFILE_MAX:,}"
+                raise Invalid(message, "groups_per_profile")
+            changes["groups_per_profile"] = groups_per_profile
+        while True:
+            copy = await self._load()
+            found = copy.applications.get(client_id)
+            if found is None:
+                message = f"no application {client_id}"
+                raise NotFound(message)
+            old = copy.documents[client_id]
+            new = msgspec.structs.replace(old, **changes)
+            try:
+                await self._replace("applications", str(found.number), old, new)
+            except Stale:
+                continue
+            return (await self._load()).applications[client_id]
+
+    async def delete_application(self, client_id: str) -> None:
+        """Forget an application. One that still has groups or profiles is a Conflict."""
+        found = (await self._load()).applications.get(client_id)
+        if found is None:
+            message = f"no application {client_id}"
+            raise NotFound(message)
+        for environment in found.environments.values():
+            if not await self._is_empty(environment):
+                message = f"application {client_id} still has groups or profiles"
+                raise Conflict(message)
+        await self._connection.call(
+            scripts.load("delete_application"),
+            _keys("applications", "client_ids", "workspaces", "version", "none"),
+            [found.number, client_id, found.workspace_id],
+        )
+        await self._load()
+
+    async def _is_empty(self, environment: Environment) -> bool:
+        for kind in ("groups", "inactive", "deleting"):
+            index = keys.key(environment.directory, kind)
+            if await self._connection.command(index, "ZCARD", index):
+                return False
+        for tag in environment.partitions:
+            [held] = await self._connection.call(
+                scripts.load("count_members"), [keys.key(tag, "count"), keys.none(tag)], [0]
+            )
+            if held:
+                return False
+        return True
+
+    async def create_credential(
+        self, applications: list[str], scopes: list[str]
+    ) -> tuple[Credential, str]:
+        """Give a new credential and its secret, which is shown this once: 256 random bits."""
+        known = (await self._load()).applications
+        for client_id in applications:
+            if client_id not in known:
+                message = f"no application {client_id}"
+                raise NotFound(message)
+        if not applications:
+            message = "a credential is for at least one application"
+            raise Invalid(message, "applications")
+        unknown = sorted(set(scopes) - set(SCOPES))
+        if unknown or not scopes:
+            message = f"unknown scope {', '.join(unknown)}" if unknown else "no scope given"
+            message = f"{message}; scopes are {', '.join(SCOPES)}"
+            raise Invalid(message, "scopes")
+        secret = secrets.token_urlsafe(32)
+        credential = Credential(
+            id=secrets.token_hex(12),
+            secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
+            scopes=tuple(scopes),
+            applications=tuple(applications),
+            created_at_us=_now_us(),
+        )
+        await self._replace("credentials", credential.id, None, credential)
+        await self._load()
+        return credential, secret
+
+    async def credential(self, credential_id: str) -> Credential | None:
+        """Give the credential of an id, from a list that is at most 30 s old (else Unavailable)."""
+        copy = await self._current()
+        found = copy.credentials.get(credential_id)
+        if found is None:
+            found = (await self._renewed()).credentials.get(credential_id)
+        return found
+
+    async def list_credentials(self) -> list[Credential]:
+        """All credentials, oldest first."""
+        copy = await self._load()
+        return sorted(copy.credentials.values(), key=lambda each: each.created_at_us)
+
+    async def deactivate_credential(self, credential_id: str) -> None:
+        """Make a credential and its tokens useless, in every process within 30 s (mostly 1 s)."""
+        while True:
+            found = (await self._load()).credentials.get(credential_id)
+            if found is None:
+                message = f"no credential {credential_id}"
+                raise NotFound(message)
+            try:
+                await self._replace(
+                    "credentials",
+                    credential_id,
+                    found,
+                    msgspec.structs.replace(found, active=False),
+                )
+            except Stale:
+                continue
+            await self._load()
+            return
+
+    async def signing_keys(self, kid: str | None = None) -> dict[str, SigningKey]:
+        """Keys that tokens may name, by kid; read again where `kid` is not among them."""
+        copy = await self._current()
+        if not copy.keys or (kid is not None and kid not in copy.keys):
+            copy = await self._renewed()
+        return copy.keys
+
+    async def signing_key(self) -> SigningKey:
+        """Give the newest key that may sign now; the first one is made where there is none."""
+        now = _now_us()
+        usable = [
+            each for each in (await self.signing_keys()).values() if each.not_before_us <= now
+        ]
+        if not usable:
+            await self._create_key(now, first=True)
+            usable = list((await self._load()).keys.values())
+        return max(usable, key=lambda each: each.not_before_us)
+
+    async def rotate_keys(self) -> SigningKey:
+        """Publish a new key, which signs in 60 s; older ones are kept for the tokens they signed.
+
+        A key is forgotten 8 h after the last moment at which it could sign.
+        """
+        await self.signing_key()
+        return await self._create_key(_now_us() + PUBLISH_SECONDS * 1_000_000, first=False)
+
+    async def _create_key(self, not_before_us: int, *, first: bool) -> SigningKey:
+        held = sorted((await self._load()).keys.values(), key=lambda each: each.not_before_us)
+        cutoff = _now_us() - (TOKEN_SECONDS + PUBLISH_SECONDS) * 1_000_000
+        expired = [
+            old.kid for old, newer in itertools.pairwise(held) if newer.not_before_us < cutoff
+        ]
+        key = SigningKey(
+            kid=secrets.token_hex(8), secret=secrets.token_bytes(32), not_before_us=not_before_us
+        )
+        await self._connection.call(
+            scripts.load("create_key"),
+            _keys("keys", "version", "none"),
+            [key.kid, msgspec.json.encode(key), int(first), *expired],
+        )
+        await self._load()
+        return key
+
+    async def _next(self, counter: str) -> int:
+        held = await self._connection.command(
+            _key("numbers"), "HINCRBY", _key("numbers"), counter, 1
+        )
+        return int(held)
+
+    async def _replace(
+        self, kind: str, field: str, old: msgspec.Struct | None, new: msgspec.Struct
+    ) -> None:
+        """Compare and set one document. Encoding is deterministic, so equal means unchanged."""
+        await self._connection.call(
+            scripts.load("replace_document"),
+            _keys(kind, "version", "none"),
+            [field, b"" if old is None else msgspec.json.encode(old), msgspec.json.encode(new)],
+        )
+
+    async def _current(self) -> _Copy:
+        """Give the copy, if it was confirmed within the last 30 s."""
+        if self._copy is not None and time.monotonic() - self._confirmed_at < STALE_SECONDS:
+            return self._copy
+        return await self._load()
+
+    async def _renewed(self) -> _Copy:
+        """Give the copy, read again unless that was done within the last 0.1 s.
+
+        What is unknown is asked for once more, but a flood of unknown names is not a flood of
+        reads.
+        """
+        if self._copy is not None and time.monotonic() - self._asked_at < POLL_SECONDS / 10:
+            return self._copy
+        return await self._load()
+
+    async def _confirm(self) -> None:
+        """Read the version; read everything where it is not the copy's."""
+        started = time.monotonic()
+        held = await self._connection.command(_key("version"), "GET", _key("version"))
+        if self._copy is not None and int(held or 0) == self._copy.version:
+            self._confirmed_at = started
+        else:
+            await self._load()
+
+    async def _load(self) -> _Copy:
+        """Read everything. Callers that come while it is read wait for a reading of their own.
+
+        A change is followed by a reading that began after it, so nobody is handed an older one.
+        """
+        started = time.monotonic()
+        version, applications, credentials, signing = await asyncio.gather(
+            self._connection.command(_key("version"), "GET", _key("version")),
+            self._read("applications"),
+            self._read("credentials"),
+            self._read("keys"),
+        )
+        found, documents = {}, {}
+        for number, raw in applications.items():
+            document = _APPLICATION.decode(raw)
+            documents[document.client_id] = document
+            found[document.client_id] = _application(int(number), document)
+        copy = _Copy(
+            int(version or 0),
+            found,
+            documents,
+            {field.decode(): _CREDENTIAL.decode(raw) for field, raw in credentials.items()},
+            {field.decode(): _SIGNING_KEY.decode(raw) for field, raw in signing.items()},
+        )
+        if started >= self._confirmed_at:
+            self._copy = copy
+            self._confirmed_at = self._asked_at = started
+        return copy
+
+    async def _read(self, kind: str) -> dict[bytes, bytes]:
+        flat = await self._connection.command(_key(kind), "HGETALL", _key(kind))
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+_APPLICATION = msgspec.json.Decoder(ApplicationDocument)
+_CREDENTIAL = msgspec.json.Decoder(Credential)
+_SIGNING_KEY = msgspec.json.Decoder(SigningKey)
+
+
+def _application(number: int, document: ApplicationDocument) -> Application:
+    return Application(
+        number=number,
+        client_id=document.client_id,
+        workspace_id=document.workspace_id,
+        name=document.name,
+        secret=document.secret,
+        created_at_us=document.created_at_us,
+        profiles=document.profiles,
+        groups_per_profile=document.groups_per_profile,
+        environments={
+            name: Environment(name, environment, document)
+            for name, environment in document.environments.items()
+        },
+    )
+
+
+def _check_profiles(profiles: str) -> None:
+    if profiles not in {"open", "registered"}:
+        message = "profiles must be open or registered"
+        raise Invalid(message, "profiles")
+
+
+def _key(kind: str) -> bytes:
+    return keys.key(keys.REGISTRY, kind)
+
+
+def _keys(*kinds: str) -> list[bytes]:
+    return [_key(kind) for kind in kinds]
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

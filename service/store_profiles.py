@@ -1,0 +1,375 @@
+"""Profiles in the store: what resolves to them, and how they are erased.
+
+An identity lives in the slot that its keyed hash says, its profile in the slot of its own id. A
+profile that we create for an identity gets an id of the same slot, so both are written by one
+script. A further identity may live elsewhere: it is *reserved* there, then *confirmed* in the
+profile, then *settled*; a reservation whose owner did not confirm can be taken over, after a fence
+in the owner's slot made a late confirmation impossible. Every step can be repeated, and the worker
+finishes what a dead process left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from service import ids, keys, scripts
+from service.errors import Conflict, NotFound, Stale, Unavailable
+from service.faults import fault
+
+if TYPE_CHECKING:
+    from service.connection import Connection
+    from service.registry import Environment
+
+CHUNK = 100
+"""Identities that one script creates, memberships that one step erases."""
+FIND = 500
+"""Identities that one script looks up."""
+FENCE_SECONDS = 86_400
+"""How long a given-up attempt stays impossible: far longer than any request lives."""
+TRIES = 20
+SHOWN = {"customer_id": "custom_id"}
+"""Identity types that the profile's record shows, and in which field."""
+
+
+class Erased(msgspec.Struct):
+    """What erasing a profile removed."""
+
+    memberships: int = 0
+    attributes: int = 0
+    identities: int = 0
+    instances: int = 0
+
+
+class ProfileStore:
+    """Profiles of an environment. Every method may raise Unavailable."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Take the open connection."""
+        self._connection = connection
+
+    async def resolve_identities(
+        self, env: Environment, kind: str, values: list[str], *, create: bool
+    ) -> list[bytes | None]:
+        """Give the 16-byte profile ids of identities, in the order given; None where there is none.
+
+        With `create` a new profile is made for each that has none. One round trip for each 500
+        looked up (100 created) of a partition, partitions side by side.
+        """
+        wanted = list(dict.fromkeys(values))
+        if not wanted:
+            return []
+        places: dict[int, list[tuple[str, int]]] = {}
+        for position, value in enumerate(wanted):
+            if position and position % CHUNK == 0:
+                await asyncio.sleep(0)
+            partition, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
+            places.setdefault(partition, []).append((value, bucket))
+        size = CHUNK if create else FIND
+        resolve = self._create if create else self._find
+        bulk = len(wanted) > size
+        found: dict[str, bytes | None] = {}
+
+        async def run(partition: int, within: list[tuple[str, int]]) -> None:
+            for start in range(0, len(within), size):
+                part = within[start : start + size]
+                mixed = await resolve(env, partition, kind, part, bulk)
+                for (value, _), each in zip(part, mixed, strict=True):
+                    found[value] = None if each is None else env.mixer.unmix(each)
+
+        await asyncio.gather(*(run(partition, within) for partition, within in places.items()))
+        return [found[value] for value in values]
+
+    async def _find(
+        self,
+        env: Environment,
+        partition: int,
+        kind: str,
+        wanted: list[tuple[str, int]],
+        bulk: bool,
+    ) -> list[bytes | None]:
+        tag = env.partitions[partition]
+        found: list[bytes | None] = await self._connection.call(
+            scripts.load("find_identities"),
+            [keys.key(tag, "count"), keys.none(tag)],
+            [
+                part
+                for value, bucket in wanted
+                for part in (bucket, keys.identity_field(kind, value))
+            ],
+            bulk=bulk,
+        )
+        return found
+
+    async def _create(
+        self,
+        env: Environment,
+        partition: int,
+        kind: str,
+        wanted: list[tuple[str, int]],
+        bulk: bool,
+    ) -> list[bytes | None]:
+        tag = env.partitions[partition]
+        for _ in range(TRIES):
+            arguments: list[bytes | str | int] = [SHOWN.get(kind, ""), _now_us()]
+            for value, bucket in wanted:
+                arguments += [
+                    bucket,
+                    keys.identity_field(kind, value),
+                    value,
+                    env.mixer.draw(partition, len(env.partitions)),
+                ]
+            found: list[bytes] = await self._connection.call(
+                scripts.load("create_identities"),
+                [keys.key(tag, "count"), keys.key(tag, "shape"), keys.none(tag)],
+                arguments,
+                bulk=bulk,
+            )
+            held = [
+                (value, bucket, each)
+                for (value, bucket), each in zip(wanted, found, strict=True)
+                if len(each) != ids.SIZE
+            ]
+            if not held:
+                return list(found)
+            for value, bucket, reservation in held:
+                await self._settle_other(
+                    env, partition, bucket, keys.identity_field(kind, value), reservation
+                )
+        message = "an identity is being changed by too many others at once"
+        raise Unavailable(message)
+
+    async def add_identity(self, env: Environment, id16: bytes, kind: str, value: str) -> None:
+        """Make one more identity resolve to a profile, which may be new.
+
+        An identity that another profile owns is never stolen: Conflict, and nothing changed. So is
+        a second custom id. A profile being erased: Erasing. Three round trips.
+        """
+        mixed = env.mixer.mix(id16)
+        q, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
+        field = keys.identity_field(kind, value)
+        expected = b""
+        for _ in range(TRIES):
+            attempt = _now_us()
+            held = await self._reserve(env, q, bucket, field, mixed, attempt, expected)
+            fault("add_identity.reserved")
+            if held == mixed:
+                return
+            if held[: ids.SIZE] != mixed:
+                if len(held) == ids.SIZE:
+                    message = f"{kind} '{value}' belongs to another profile"
+                    raise Conflict(message)
+                if await self._fence(env, held, field):
+                    await self._settle(env, q, bucket, field, held, held[: ids.SIZE])
+                    expected = b""
+                else:
+                    expected = held
+                continue
+            try:
+                await self._confirm(env, mixed, field, attempt, kind, value)
+            except Stale:
+                continue
+            except (Conflict, Unavailable):
+                # Refused before anything was written; only a reply that was lost may be confirmed.
+                if not await self._fence(env, held, field):
+                    await self._settle(env, q, bucket, field, held, b"")
+                raise
+            fault("add_identity.confirmed")
+            await self._settle(env, q, bucket, field, held, mixed)
+            fault("add_identity.settled")
+            return
+        message = "the identity is being changed by too many others at once"
+        raise Unavailable(message)
+
+    async def _reserve(
+        self,
+        env: Environment,
+        partition: int,
+        bucket: int,
+        field: bytes,
+        mixed: bytes,
+        attempt: int,
+        expected: bytes,
+    ) -> bytes:
+        tag = env.partitions[partition]
+        held: bytes = await self._connection.call(
+            scripts.load("reserve_identity"),
+            [keys.identity_bucket(tag, bucket), keys.key(tag, "reserved"), keys.none(tag)],
+            [bucket, field, mixed, attempt, expected],
+        )
+        return held
+
+    async def _confirm(
+        self, env: Environment, mixed: bytes, field: bytes, attempt: int, kind: str, value: str
+    ) -> None:
+        tag = _tag_of(env, mixed)
+        await self._connection.call(
+            scripts.load("confirm_identity"),
+            [
+                keys.of_profile(tag, "profile", mixed),
+                keys.of_profile(tag, "identities", mixed),
+                keys.of_profile(tag, "fence", mixed),
+                keys.key(tag, "erasing"),
+                keys.none(tag),
+            ],
+            [mixed, field, attempt, SHOWN.get(kind, ""), value],
+        )
+
+    async def _fence(self, env: Environment, reservation: bytes, field: bytes) -> bool:
+        """Whether the owner of a reservation confirmed it; if not, it cannot any more."""
+        mixed, attempt = reservation[: ids.SIZE], reservation[ids.SIZE + 1 :]
+        tag = _tag_of(env, mixed)
+        confirmed = await self._connection.call(
+            scripts.load("fence_identity"),
+            [
+                keys.of_profile(tag, "identities", mixed),
+                keys.of_profile(tag, "fence", mixed),
+                keys.none(tag),
+            ],
+            [field, attempt, FENCE_SECONDS],
+        )
+        return bool(confirmed)
+
+    async def _settle(
+        self,
+        env: Environment,
+        partition: int,
+        bucket: int,
+        field: bytes,
+        expected: bytes,
+        settled: bytes,
+    ) -> bool:
+        tag = env.partitions[partition]
+        replaced = await self._connection.call(
+            scripts.load("settle_identity"),
+            [keys.identity_bucket(tag, bucket), keys.key(tag, "reserved"), keys.none(tag)],
+            [bucket, field, expected, settled],
+        )
+        return bool(replaced)
+
+    async def _settle_other(
+        self, env: Environment, partition: int, bucket: int, field: bytes, reservation: bytes
+    ) -> None:
+        """Settle a reservation on behalf of whoever made it: confirmed for good, or released."""
+        confirmed = await self._fence(env, reservation, field)
+        settled = reservation[: ids.SIZE] if confirmed else b""
+        await self._settle(env, partition, bucket, field, reservation, settled)
+
+    async def settle_reservations(self, env: Environment, before_us: int) -> int:
+        """Settle reservations that a dead process left, those from before a moment. How many.
+
+        For the worker; safe at any time, by several at once.
+        """
+        total = 0
+        for partition, tag in enumerate(env.partitions):
+            found = await self._connection.call(
+                scripts.load("list_reserved"),
+                [keys.key(tag, "reserved"), keys.none(tag)],
+                [before_us, CHUNK],
+            )
+            for named, held in zip(found[::2], found[1::2], strict=True):
+                bucket, _, field = named.partition(b":")
+                if held is None or len(held) == ids.SIZE:
+                    await self._settle(env, partition, int(bucket), field, b"", b"")
+                else:
+                    await self._settle_other(env, partition, int(bucket), field, held)
+                total += 1
+        return total
+
+    async def erase_profile(self, env: Environment, id16: bytes) -> Erased:
+        """Erase a profile: memberships, attributes, identities, record. Unknown: NotFound.
+
+        From the first step on the profile is skipped by every script; requests that name it get
+        Erasing until this is done. In bounded steps; what a crash leaves the worker finishes.
+        """
+        mixed = env.mixer.mix(id16)
+        tag = _tag_of(env, mixed)
+        known = await self._connection.call(
+            scripts.load("begin_erase"),
+            [keys.key(tag, "erasing"), keys.of_profile(tag, "profile", mixed), keys.none(tag)],
+            [mixed, _now_us()],
+        )
+        if not known:
+            raise NotFound
+        fault("erase_profile.begun")
+        return await self._erase(env, tag, mixed)
+
+    async def _erase(self, env: Environment, tag: bytes, mixed: bytes) -> Erased:
+        erased = Erased()
+        while True:
+            marked, memberships, attributes, left, *identities = await self._connection.call(
+                scripts.load("erase_step"),
+                [
+                    keys.key(tag, "erasing"),
+                    keys.of_profile(tag, "attributes", mixed),
+                    keys.none(tag),
+                ],
+                [mixed, CHUNK],
+                bulk=True,
+            )
+            fault("erase_profile.stepped")
+            erased.memberships += memberships
+            erased.attributes += attributes
+            if not marked:
+                return erased
+            if left:
+                continue
+            released = await asyncio.gather(
+                *(self._release(env, mixed, field) for field in identities)
+            )
+            erased.identities += sum(released)
+            fault("erase_profile.released")
+            finished = await self._connection.call(
+                scripts.load("finish_erase"),
+                [
+                    keys.key(tag, "erasing"),
+                    keys.of_profile(tag, "profile", mixed),
+                    keys.of_profile(tag, "identities", mixed),
+                    keys.of_profile(tag, "fence", mixed),
+                    keys.none(tag),
+                ],
+                [mixed, _now_us(), FENCE_SECONDS, *identities],
+            )
+            fault("erase_profile.finished")
+            if finished:
+                return erased
+
+    async def _release(self, env: Environment, mixed: bytes, field: bytes) -> bool:
+        """Take an identity away from a profile, settled or still reserved by it."""
+        kind, value = keys.parse_identity(field)
+        q, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
+        tag = env.partitions[q]
+        released = await self._connection.call(
+            scripts.load("release_identity"),
+            [keys.identity_bucket(tag, bucket), keys.key(tag, "reserved"), keys.none(tag)],
+            [bucket, field, mixed],
+        )
+        return bool(released)
+
+    async def finish_erasures(self, env: Environment) -> int:
+        """Go on erasing every profile that is marked, and say how many there were.
+
+        For the worker; safe at any time, by several at once.
+        """
+        total = 0
+        for tag in env.partitions:
+            marked = await self._connection.call(
+                scripts.load("list_erasing"),
+                [keys.key(tag, "erasing"), keys.none(tag)],
+                [CHUNK],
+            )
+            for mixed in marked:
+                await self._erase(env, tag, mixed)
+                total += 1
+        return total
+
+
+def _tag_of(env: Environment, mixed: bytes) -> bytes:
+    return env.partitions[ids.head(mixed) % len(env.partitions)]
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

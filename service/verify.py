@@ -1,0 +1,265 @@
+"""Verify and repair: whether the store's data contradicts itself, and how that is mended.
+
+The whole store is walked key by key while it is in use; each key is looked at through scripts in
+steps of a bounded size, together with what it has to agree with. What looks wrong is looked at
+again, up to three times, and reported only if it stays wrong. Which invariants: those of the key
+schema (every key parses and is somebody's), and those that the modules verify_*.py name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from service import keys
+from service.errors import ScriptFailed
+from service.findings import STEP, Census, Finding, Unit, shown, whole
+from service.verify_groups import (
+    look_counters,
+    look_documents,
+    look_ids,
+    look_indexes,
+    look_intents,
+    look_numbers,
+)
+from service.verify_members import look_fields, look_groups, look_memberships, look_segments
+from service.verify_profiles import (
+    look_buckets,
+    look_erasing,
+    look_listings,
+    look_records,
+    look_reserved,
+)
+from service.verify_registry import look_foreign, look_keys, look_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from service.store import Store
+
+    Look = Callable[[Census, bytes, list[bytes]], Awaitable[list[Finding]]]
+    Progress = Callable[[int, int], None]
+
+PAUSES_SECONDS = (0.02, 0.1, 0.3)
+"""How long something wrong is left alone before it is looked at again."""
+EXAMPLES = 3
+"""Keys below a tag of nobody that are remembered."""
+
+
+class Report(msgspec.Struct):
+    """What a run found wrong, and what it did about it, in sentences."""
+
+    checked: int = 0
+    problems: list[str] = msgspec.field(default_factory=list)
+    mended: list[str] = msgspec.field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+LOOKS: dict[str, Look] = {
+    "key": look_keys,
+    "foreign": look_foreign,
+    "registry": look_registry,
+    "group": look_documents,
+    "number": look_numbers,
+    "index": look_indexes,
+    "ids": look_ids,
+    "intents": look_intents,
+    "counter": look_counters,
+    "m": look_memberships,
+    "g": look_segments,
+    "members": look_groups,
+    "field": look_fields,
+    "record": look_records,
+    "listing": look_listings,
+    "bucket": look_buckets,
+    "reserved": look_reserved,
+    "erasing": look_erasing,
+}
+"""How units of each kind are looked at."""
+BY_NAME = {
+    "group": "group", "m": "m", "g": "g", "profile": "record", "attributes": "listing",
+    "identities": "listing", "identity": "bucket",
+}  # fmt: skip
+"""Kinds of keys that are units by what their name ends in -> kind of unit."""
+BY_KEY = {
+    "groups": "index", "inactive": "index", "group_names": "index", "group_types": "index",
+    "attribute": "index", "inactive_names": "index", "inactive_types": "index",
+    "inactive_attribute": "index", "group_ids": "ids", "group_custom_ids": "ids",
+    "intents": "intents", "deleting": "intents", "numbers": "counter", "version": "counter",
+    "reserved": "reserved", "erasing": "erasing",
+}  # fmt: skip
+"""Kinds of keys that are units by all that follows their tag -> kind of unit."""
+
+
+async def verify(store: Store, progress: Progress | None = None) -> Report:
+    """Check the whole store. `progress` is told keys looked at, and about how many there are."""
+    checked, findings = await examine(store, progress)
+    return Report(checked, sorted({each.text for each in findings}))
+
+
+async def examine(store: Store, progress: Progress | None = None) -> tuple[int, list[Finding]]:
+    """Walk the store: how many keys were looked at, and what is wrong with them."""
+    census = Census(store)
+    await census.take()
+    total = await _total(census) if progress is not None else 0
+    walk = _Walk(census)
+    walk.await_look("registry", keys.REGISTRY, b"")
+    async for batch in store.connection.scan():
+        for key in batch:
+            walk.meet(key)
+        await walk.flush(STEP)
+        if progress is not None:
+            progress(walk.checked, max(total, walk.checked))
+    await walk.flush(1)
+    await walk.look_at_groups()
+    findings = walk.findings
+    for pause in PAUSES_SECONDS:
+        if not findings:
+            break
+        await asyncio.sleep(pause)
+        findings = await _again(census, findings)
+    return walk.checked, findings
+
+
+async def _again(census: Census, findings: list[Finding]) -> list[Finding]:
+    """Of what was found wrong, what is so still."""
+    census.groups.clear()
+    suspects: dict[tuple[str, bytes], set[bytes]] = {}
+    for each in findings:
+        suspects.setdefault((each.unit.kind, each.unit.tag), set()).add(each.unit.name)
+    before = {each.same for each in findings}
+    found: list[Finding] = []
+    for (kind, tag), names in suspects.items():
+        ordered = sorted(names)
+        for start in range(0, len(ordered), STEP):
+            found += await look(census, kind, tag, ordered[start : start + STEP])
+    return [each for each in found if each.same in before]
+
+
+async def look(census: Census, kind: str, tag: bytes, names: list[bytes]) -> list[Finding]:
+    """Look at units of a kind and tag. What no script can read is a finding of its own."""
+    if tag not in census.places and kind not in {"key", "foreign", "registry"}:
+        # The application was deleted meanwhile.
+        return []
+    try:
+        return await LOOKS[kind](census, tag, names)
+    except ScriptFailed as ex:
+        if len(names) == 1:
+            whose = "registry" if tag == keys.REGISTRY else census.label(tag)
+            text = f"{whose}: {kind} {_named(census, kind, tag, names[0])} cannot be read: {ex}"
+            return [Finding(Unit(kind, tag, names[0]), "unreadable", b"", text)]
+    middle = len(names) // 2
+    return [
+        *await look(census, kind, tag, names[:middle]),
+        *await look(census, kind, tag, names[middle:]),
+    ]
+
+
+def _named(census: Census, kind: str, tag: bytes, name: bytes) -> str:
+    return census.profile(tag, name) if kind in {"m", "record", "listing"} else shown(name)
+
+
+async def _total(census: Census) -> int:
+    """About how many keys there are: those of every node that some tag leads to."""
+    if not census.connection.clustered:
+        return int(await census.connection.command(keys.REGISTRY, "DBSIZE"))
+    sizes = {}
+    for tag in keys.partition_tags(0, 16 * census.connection.nodes):
+        key = keys.partition(tag)
+        node = await census.connection.command(key, "CLUSTER", "MYID")
+        if node not in sizes:
+            sizes[node] = int(await census.connection.command(key, "DBSIZE"))
+    return sum(sizes.values())
+
+
+class _Walk:
+    """A walk through all keys: what is to be looked at, collected by kind and tag."""
+
+    def __init__(self, census: Census) -> None:
+        self.census = census
+        self.checked = 0
+        self.findings: list[Finding] = []
+        self._waiting: dict[tuple[str, bytes], list[bytes]] = {}
+        self._documents: dict[bytes, set[bytes]] = {}
+        self._hashes: list[tuple[bytes, str]] = []
+
+    def meet(self, raw: bytes) -> None:
+        """Take note of a key."""
+        self.checked += 1
+        tag = raw[: raw.find(b"}") + 1] if raw.startswith(b"{") else b""
+        if tag in self.census.places or tag == keys.REGISTRY:
+            self.await_look("key", tag, raw)
+            return
+        seen = self.census.foreign[tag] = self.census.foreign.get(tag, 0) + 1
+        if seen <= EXAMPLES:
+            self.await_look("foreign", tag, raw)
+
+    def await_look(self, kind: str, tag: bytes, name: bytes) -> None:
+        """Take note of a unit."""
+        self._waiting.setdefault((kind, tag), []).append(name)
+
+    async def flush(self, size: int) -> None:
+        """Look at what is waiting where it is at least so many: keys as such, then what they hold."""
+        for kind, tag in list(self._waiting):
+            if kind == "key":
+                await self._flush(kind, tag, size)
+        for kind, tag in list(self._waiting):
+            await self._flush(kind, tag, size)
+
+    async def _flush(self, kind: str, tag: bytes, size: int) -> None:
+        if len(self._waiting.get((kind, tag), ())) < size:
+            return
+        names = self._waiting.pop((kind, tag))
+        for start in range(0, len(names), STEP):
+            part = names[start : start + STEP]
+            found = await look(self.census, kind, tag, part)
+            self.findings += found
+            if kind == "key":
+                odd = {each.unit.name for each in found}
+                for name in part:
+                    if name not in odd:
+                        self._unfold(tag, name)
+
+    def _unfold(self, tag: bytes, raw: bytes) -> None:
+        """Take note of the unit that a key is."""
+        key = keys.parse(raw)
+        if key is None or tag == keys.REGISTRY:
+            return
+        if key.kind == "group":
+            self._documents.setdefault(tag, set()).add(key.rest)
+        if key.kind in BY_NAME:
+            self.await_look(BY_NAME[key.kind], tag, key.rest)
+        elif key.kind in BY_KEY:
+            self.await_look(BY_KEY[key.kind], tag, raw[len(tag) + 1 :])
+        elif key.kind in {"count", "shape", "state"}:
+            self._hashes.append((tag, key.kind))
+
+    async def look_at_groups(self) -> None:
+        """Hold counts, shapes and states of partitions against what was seen."""
+        counted: set[tuple[bytes, bytes]] = set()
+        for tag, kind in self._hashes:
+            place = self.census.places[tag]
+            exist = self._documents.get(place.env.directory, set())
+            async for step in self.census.walk(keys.key(tag, kind), "HSCAN"):
+                for number, held in zip(step[::2], step[1::2], strict=True):
+                    if whole(number) is None:
+                        self.await_look("field", tag, number)
+                        continue
+                    if number not in exist and number != b"0":
+                        self.await_look("number", place.env.directory, number)
+                    if kind == "count":
+                        counted.add((tag, number))
+                    seen = self.census.members.get((tag, number), 0)
+                    if kind == "shape" or (kind == "count" and held != b"%d" % seen):
+                        self.await_look("members", tag, number)
+            await self.flush(STEP)
+        for (tag, number), members in self.census.members.items():
+            if members and (tag, number) not in counted:
+                self.await_look("members", tag, number)
+        await self.flush(1)

@@ -1,0 +1,93 @@
+"""The background worker: finishes what others left, and sweeps.
+
+It looks at every environment once a second and completes intents, deletions, erasures and
+reservations older than two seconds (younger ones are somebody's work in progress); once an hour it
+forgets old states. Everything it does is made of steps that are safe to repeat and to do twice at
+once, so any number of workers may run, and none holds anything that matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from service.errors import BelongError, Unavailable
+from service.store import Store
+
+if TYPE_CHECKING:
+    from service.registry import Environment
+
+INTERVAL_SECONDS = 1.0
+GRACE_US = 2_000_000
+"""Age from which on something unfinished is taken to be left by a dead process."""
+PURGE_SECONDS = 3_600.0
+STATE_US = 86_400_000_000
+"""Age at which a state that says no more than its absence is forgotten."""
+TOGETHER = 16
+"""Environments that are looked at side by side."""
+
+log = logging.getLogger(__name__)
+
+
+async def run(url: str, stop: asyncio.Event) -> None:
+    """Work until `stop` is set. A store that does not answer is waited for."""
+    purged_at = time.monotonic()
+    store = None
+    try:
+        while not stop.is_set():
+            try:
+                if store is None:
+                    store = await Store.open(url)
+                purge = time.monotonic() - purged_at > PURGE_SECONDS
+                await work(store, purge=purge)
+                if purge:
+                    purged_at = time.monotonic()
+            except Unavailable as ex:
+                log.warning("waiting for the store: %s", ex)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
+    finally:
+        if store is not None:
+            await store.close()
+
+
+async def work(store: Store, *, grace_us: int = GRACE_US, purge: bool = False) -> int:
+    """Look at every environment once; how many things were finished.
+
+    A failure in one environment is logged and does not keep the others waiting; Unavailable is
+    raised.
+    """
+    before_us = time.time_ns() // 1000 - grace_us
+    environments = [
+        environment
+        for application in await store.registry.list_applications()
+        for environment in application.environments.values()
+    ]
+    total = 0
+    for start in range(0, len(environments), TOGETHER):
+        together = environments[start : start + TOGETHER]
+        total += sum(
+            await asyncio.gather(
+                *(_work(store, each, before_us=before_us, purge=purge) for each in together)
+            )
+        )
+    return total
+
+
+async def _work(store: Store, env: Environment, *, before_us: int, purge: bool) -> int:
+    try:
+        total = await store.groups.finish_intents(env, before_us)
+        total += await store.groups.sweep_groups(env, before_us)
+        total += await store.profiles.settle_reservations(env, before_us)
+        total += await store.profiles.finish_erasures(env)
+        if purge:
+            await store.groups.purge_states(env, before_us - STATE_US)
+    except Unavailable:
+        raise
+    except BelongError:
+        log.exception("environment %s of %s", env.name, env.number)
+        return 0
+    return total

@@ -1,0 +1,273 @@
+"""The command line: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import jwt
+import pytest
+from click.testing import CliRunner
+
+from service import __version__, cli, embedded, keys
+from service.embedded import EmbeddedServer
+from service.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click.testing import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+CREDENTIAL = ("credential", "create", "--application", "shop")
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    """A data directory on which a store runs."""
+    server = EmbeddedServer(tmp_path / "data")
+    server.start()
+    yield tmp_path / "data"
+    server.stop()
+
+
+@pytest.fixture
+def belong(data_dir, monkeypatch):
+    """Run a command that finds the store by the variable, and give its result."""
+    for name in [name for name in os.environ if name.startswith("BELONG_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("BELONG_DATA_DIR", str(data_dir))
+
+    def run(*arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def shop(belong):
+    """An application called `shop`."""
+    return json.loads(belong("app", "create", "shop", "--workspace", "7", "--json").stdout)
+
+
+def printed(result: Result) -> Any:
+    """Read the one JSON value on stdout, where nothing else may be."""
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout)
+
+
+def complaint(result: Result) -> str:
+    """Read the one line on stderr."""
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("belong: ")
+    return line.removeprefix("belong: ")
+
+
+def test_an_application_is_created_shown_changed_listed_and_deleted(belong):
+    made = printed(belong("app", "create", "shop", "--partitions", "8", "--name", "Shop", "--json"))
+    created_at = made.pop("created_at")
+    assert made == {
+        "client_id": "shop",
+        "workspace_id": 1,
+        "name": "Shop",
+        "partitions": 8,
+        "profiles": "open",
+        "groups_per_profile": 1000,
+    }
+    assert len(created_at) == len("2026-01-02T03:04:05.678901Z")
+    changes = ("--name", "Store", "--profiles", "registered", "--groups-per-profile", "20")
+    changed = printed(belong("app", "update", "shop", *changes, "--json"))
+    assert (changed["name"], changed["profiles"]) == ("Store", "registered")
+    assert changed["groups_per_profile"] == 20
+    assert printed(belong("app", "show", "shop", "--json")) == changed
+    assert printed(belong("app", "list", "--json")) == [changed]
+    belong("app", "delete", "shop", "--yes")
+    assert printed(belong("app", "list", "--json")) == []
+
+
+def test_without_json_the_same_is_text_for_people(belong, shop):
+    lines = belong("app", "show", "shop").stdout.splitlines()
+    assert lines[:2] == ["client_id           shop", "workspace_id        7"]
+    header, row = belong("app", "list").stdout.splitlines()
+    assert header.split()[:2] == ["client_id", "workspace_id"]
+    assert row.split()[:2] == ["shop", "7"]
+    assert belong("credential", "list").stdout == ""
+
+
+def test_deleting_asks_first(belong, shop):
+    result = CliRunner().invoke(cli.main, ["app", "delete", "shop"], input="n\n")
+    assert result.exit_code == 1
+    assert printed(belong("app", "show", "shop", "--json")) == shop
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("app", "show", "nobody"),
+        ("app", "update", "nobody", "--name", "x"),
+        ("app", "update", "shop", "--groups-per-profile", "20000"),
+        ("app", "delete", "nobody", "--yes"),
+        ("app", "create", "shop"),
+        ("app", "create", "other", "--workspace", "7"),
+        ("app", "create", "no spaces"),
+        ("app", "create", "other", "--partitions", "65"),
+        ("credential", "create", "--application", "nobody", "--scope", "admin"),
+        ("credential", "deactivate", "nobody"),
+        ("token", "--application", "nobody"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_1(belong, shop, arguments):
+    assert complaint(belong(*arguments, code=1))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("app", "create"),
+        ("app", "create", "x", "--profiles", "closed"),
+        (*CREDENTIAL, "--scope", "everything"),
+        CREDENTIAL,
+        ("token",),
+        ("token", "--application", "shop", "--scope", "everything"),
+        ("nothing",),
+        ("app", "list", "--log-level", "loud"),
+        ("serve", "--workers", "0"),
+    ],
+)
+def test_wrong_usage_is_exit_2(belong, arguments):
+    assert "Error: " in belong(*arguments, code=2).stderr
+
+
+def test_a_credential_is_shown_with_its_secret_once(belong, shop):
+    scopes = ("--scope", "groups:read", "--scope", "members:write")
+    made = printed(belong(*CREDENTIAL, *scopes, "--json"))
+    assert set(made) == {"client_id", "client_secret", "scopes", "applications"}
+    assert made["scopes"] == ["groups:read", "members:write"]
+    assert made["applications"] == ["shop"]
+    listed = belong("credential", "list", "--json")
+    assert made["client_secret"] not in listed.stdout
+    [row] = printed(listed)
+    assert (row["client_id"], row["active"]) == (made["client_id"], True)
+    belong("credential", "deactivate", made["client_id"])
+    assert printed(belong("credential", "list", "--json"))[0]["active"] is False
+
+
+def test_a_token_is_printed_alone(belong, shop):
+    token = belong("token", "--application", "shop").stdout
+    assert token.count("\n") == 1
+    claims = jwt.decode(token.strip(), options={"verify_signature": False})
+    assert claims["scope"] == "admin"
+    assert claims["applications"] == ["shop"]
+    narrow = belong("token", "--application", "shop", "--scope", "groups:read").stdout
+    claims = jwt.decode(narrow.strip(), options={"verify_signature": False})
+    assert claims["scope"] == "groups:read"
+
+
+def test_a_rotated_key_signs_from_a_moment_to_come(belong):
+    first = printed(belong("key", "rotate", "--json"))
+    second = printed(belong("key", "rotate", "--json"))
+    assert first["kid"] != second["kid"]
+    assert first["signs_from"] <= second["signs_from"]
+
+
+def test_verify_and_repair_find_nothing_wrong_in_a_fresh_store(belong, shop):
+    report = printed(belong("verify", "--json"))
+    assert report["ok"] is True
+    assert report["problems"] == []
+    assert report["checked"] > 0
+    assert printed(belong("repair", "--json"))["ok"] is True
+    assert belong("verify").stdout.endswith(" 0 problems\n")
+
+
+def test_a_contradiction_is_named_then_mended_with_exit_codes_that_say_so(belong, shop, data_dir):
+    asyncio.run(miscount(embedded.find(data_dir) or ""))
+    report = printed(belong("verify", "--json", code=1))
+    assert report["ok"] is False
+    [problem] = report["problems"]
+    assert belong("verify", code=1).stdout.splitlines()[0] == problem
+    belong("repair", "--json")
+    assert printed(belong("verify", "--json"))["ok"] is True
+
+
+async def miscount(url: str) -> None:
+    """Say that the application has profiles, of which there are none."""
+    store = await Store.open(url)
+    application = await store.registry.application("shop")
+    assert application is not None
+    count = keys.key(application.production.partitions[0], "count")
+    await store.connection.command(count, "HSET", count, 0, 5)
+    await store.close()
+
+
+def test_where_no_store_runs_the_command_says_what_to_do(belong, tmp_path):
+    told = complaint(belong("app", "list", "--data-dir", str(tmp_path / "other"), code=1))
+    assert told.startswith(f"No store runs on {tmp_path / 'other'}: run belong serve")
+
+
+def test_a_wrong_variable_is_one_line(belong, monkeypatch):
+    monkeypatch.setenv("BELONG_DATA", "x")
+    assert complaint(belong("app", "list", code=1)).startswith("BELONG_DATA is no setting")
+
+
+def test_progress_goes_to_stderr_and_only_where_somebody_watches(monkeypatch):
+    seen = []
+
+    async def walk(_store, progress):
+        for done in range(5):
+            progress(done, 4)
+            seen.append(done)
+        return "the report"
+
+    bars = []
+
+    def bar(**options):
+        bars.append(options)
+        return Bar()
+
+    monkeypatch.setattr(click, "progressbar", bar)
+    run: Any = cli._with_progress
+    assert asyncio.run(run("verify", walk, None)) == "the report"
+    assert seen == [0, 1, 2, 3, 4]
+    assert bars[0]["file"] is sys.stderr
+    assert bars[0]["hidden"] is True
+
+
+class Bar:
+    """Stands for a bar that must not run backwards or over its length."""
+
+    pos = 0
+    length = 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        assert self.pos == self.length
+
+    def update(self, steps):
+        assert steps >= 0
+        self.pos += steps
+        assert self.pos <= self.length
+
+
+def test_version_and_the_module_are_the_same_program(belong):
+    assert belong("version").stdout == f"{__version__}\n"
+    assert belong("--version").stdout == f"belong, version {__version__}\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{__version__}\n"

@@ -1,0 +1,94 @@
+"""The README's calls, pasted into a shell as they stand, against a server that was just started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import backings
+
+ROOT = Path(__file__).parent.parent
+BELONG = f"{shlex.quote(sys.executable)} -m service"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Run `belong serve --demo` on a free port; give its environment, base URL and what it says."""
+    folder = tmp_path_factory.mktemp("readme")
+    base = f"127.0.0.1:{backings.free_port()}"
+    environment = {
+        **os.environ,
+        "BELONG_DATA_DIR": str(folder / "data"),
+        "BELONG_BIND": base,
+        "PYTHONPATH": str(ROOT),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "service", "serve", "--demo", "--workers", "1"],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "memberships/check" in line:
+                break
+        yield environment, base, "".join(said)
+        process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        assert process.wait(30) == 0
+
+
+def shell(snippet, environment):
+    """Run a snippet, and give the JSON documents that it prints."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", snippet],
+        env=environment,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
+    while text:
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:].lstrip()
+    return found
+
+
+def test_the_three_questions_are_answered_as_the_readme_says(served):
+    environment, base, _ = served
+    [snippet] = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    snippet = snippet.replace("127.0.0.1:8000", base).replace(".venv/bin/belong", BELONG)
+    group, added, check, groups, members = shell(snippet, environment)
+    assert (group["custom_id"], group["profile_count"]) == ("gold", 0)
+    assert added["successfully_added"] == ["alice", "bob"]
+    assert check == {"results": [True, False]}
+    assert [row["group_id"] for row in groups["results"]] == [group["id"]]
+    assert sorted(row["custom_id"] for row in members["results"]) == ["alice", "bob"]
+
+
+def test_the_three_calls_that_serve_prints_work_when_pasted(served):
+    environment, _, said = served
+    calls = [line for line in said.splitlines() if line.startswith("curl ")]
+    added, members, check = shell("\n".join(f"{call}; echo" for call in calls), environment)
+    assert sorted(added["successfully_added"] + added["already_added"]) == ["alice", "bob"]
+    assert members["count"] == 2
+    assert check == {"results": [True]}
+
+
+def test_the_token_that_serve_prints_stands_alone_in_its_line(served):
+    _, _, said = served
+    assert [line for line in said.splitlines() if re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", line)]

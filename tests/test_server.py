@@ -1,0 +1,457 @@
+"""`belong serve` as real processes: what it promises when something ends that should not."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+import pytest
+
+from service import server
+from service.embedded import EmbeddedServer
+from service.errors import Unusable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+MEMBERS = "/api/v1/applications/demo/profile-groups/early-adopters/members/"
+
+_Answer = TypeVar("_Answer")
+
+
+def eventually(ask: Callable[[], _Answer], seconds: float = 10) -> _Answer:
+    """Ask until the answer is true, or until it still raises or is false at the end."""
+    deadline = time.monotonic() + seconds
+    while True:
+        last = time.monotonic() > deadline
+        try:
+            answer = ask()
+        except (AssertionError, OSError, httpx.HTTPError):
+            if last:
+                raise
+        else:
+            if answer:
+                return answer
+            assert not last, f"still {answer!r} after {seconds} s"
+        time.sleep(0.03)
+
+
+class Serving:
+    """A running `belong serve`, and all processes that came of it, whoever their parent is now."""
+
+    def __init__(self, folder: Path, data_dir: Path, *arguments: str) -> None:
+        self.data_dir = data_dir
+        self.log = folder / f"{uuid.uuid4().hex}.log"
+        self._mark = uuid.uuid4().hex
+        self._stores: set[int] = set()
+        clean = {n: v for n, v in os.environ.items() if not n.startswith("BELONG_")}
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "service", "serve", "--workers", "1"),
+                    *("--bind", "127.0.0.1:0", "--data-dir", str(data_dir), *arguments),
+                ],
+                cwd=ROOT,
+                env=clean | {"TEST_MARK": self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+            )
+
+    @property
+    def base(self) -> str:
+        def address() -> str | None:
+            assert self.process.poll() is None, self.log.read_text()
+            found = re.search(r"ready: (\S+)", self.log.read_text())
+            return found[1] if found else None
+
+        return eventually(address, 30) or ""
+
+    def ready(self) -> Serving:
+        assert self.get().status_code == 200
+        assert self.store
+        return self
+
+    @property
+    def store(self) -> int:
+        """The store that runs on the data directory."""
+        pid: int = json.loads((self.data_dir / "server.json").read_bytes())["pid"]
+        self._stores.add(pid)
+        return pid
+
+    def pids(self, program: str = "") -> list[int]:
+        """Find what lives of ours: the children called `api` or `worker`, or everything."""
+        found = {pid for pid in self._stores if lives(pid)} if not program else set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and lives(int(entry.name)):
+                with contextlib.suppress(OSError):
+                    ours = f"TEST_MARK={self._mark}".encode() in (entry / "environ").read_bytes()
+                    words = (entry / "cmdline").read_bytes().decode().split("\0")
+                    if ours and (not program or program in words):
+                        found.add(int(entry.name))
+        return sorted(found)
+
+    @property
+    def master(self) -> int:
+        """gunicorn's master: the one of the API's processes whose parent is none of them."""
+        pids = self.pids("api")
+        [master] = [pid for pid in pids if parent(pid) not in pids]
+        return master
+
+    @property
+    def api_processes(self) -> list[int]:
+        master = self.master
+        return [pid for pid in self.pids("api") if parent(pid) == master]
+
+    def get(self, path: str = "/healthz") -> httpx.Response:
+        return httpx.get(self.base + path, timeout=5)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(20)
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        left = self.pids()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def has_ended(one: Serving) -> bool:
+    return not one.pids()
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
+    """Start servers on this test's data directory; afterwards no process of them may be left."""
+    started: list[Serving] = []
+
+    def start(*arguments: str) -> Serving:
+        started.append(Serving(tmp_path, tmp_path / "data", *arguments))
+        return started[-1]
+
+    yield start
+    try:
+        for one in started:
+            if one.process.poll() is None:
+                assert one.stop() == 0, one.log.read_text()
+        for one in started:
+            eventually(partial(has_ended, one), 5)
+            assert "Traceback" not in one.log.read_text()
+    finally:
+        for one in started:
+            one.end()
+
+
+def refused(*arguments: str) -> str:
+    """Run a `belong serve` that cannot work, and give the one line it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--log-level", "warning", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("belong: ")
+    return line
+
+
+def demo_calls(one: Serving) -> list[httpx.Request]:
+    """Read the `curl` lines that `--demo` printed, as the requests that they make."""
+    assert one.process.stdout is not None
+    requests: list[httpx.Request] = []
+    while len(requests) < 3:
+        line = one.process.stdout.readline()
+        assert line, "fewer than three curl lines"
+        if line.startswith("curl "):
+            _, h, header, url, *data = shlex.split(line)
+            assert h == "-H"
+            name, _, value = header.partition(": ")
+            # What curl sends with -d: a POST that says it is a form.
+            headers = {name: value}
+            if data:
+                headers["content-type"] = "application/x-www-form-urlencoded"
+            body = data[1] if data else None
+            method = "POST" if data else "GET"
+            requests.append(httpx.Request(method, url, headers=headers, content=body))
+    return requests
+
+
+def send(request: httpx.Request) -> httpx.Response:
+    with httpx.Client(timeout=5) as client:
+        return client.send(request)
+
+
+def test_the_three_printed_calls_work_and_what_they_wrote_survives_a_restart(serve):
+    first = serve("--demo").ready()
+    add, members, check = demo_calls(first)
+    assert send(add).status_code == 200
+    assert send(members).json()["count"] == 2
+    assert send(check).json() == {"results": [True]}
+    before = send(members).json()
+    assert first.stop() == 0
+    assert not first.pids()
+
+    second = serve("--demo").ready()
+    _, members, check = demo_calls(second)
+    assert send(members).json()["results"] == before["results"]
+    assert send(check).json() == {"results": [True]}
+
+
+def test_a_request_in_flight_is_answered_before_the_server_stops(serve):
+    one = serve("--demo").ready()
+    add, *_ = demo_calls(one)
+    with open_request(one, add) as connection:
+        connection.sendall(add.content[:5])
+        time.sleep(0.2)
+        one.process.send_signal(signal.SIGINT)
+        time.sleep(0.7)
+        assert one.process.poll() is None
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(add.url.copy_with(path="/healthz"))
+        connection.sendall(add.content[5:])
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert one.process.wait(10) == 0
+
+
+def test_a_second_interrupt_hastens_but_lets_the_store_stop_by_itself(serve):
+    one = serve("--demo").ready()
+    add, *_ = demo_calls(one)
+    with open_request(one, add):
+        time.sleep(0.2)
+        one.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert one.process.poll() is None
+        one.process.send_signal(signal.SIGINT)
+        assert one.process.wait(5) == 0
+    assert "ready to exit, bye bye" in (one.data_dir / "store.log").read_text()
+
+
+@contextlib.contextmanager
+def open_request(one: Serving, request: httpx.Request) -> Iterator[socket.socket]:
+    """Send the head of a request, and leave its body to the test."""
+    assert request.url.port
+    with socket.create_connection(("127.0.0.1", request.url.port), timeout=10) as connection:
+        lines = [f"POST {request.url.raw_path.decode()} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        yield connection
+
+
+def both(one: Serving) -> list[int]:
+    return eventually(lambda: one.api_processes if len(one.api_processes) == 2 else [])
+
+
+def test_an_api_process_that_is_killed_is_replaced(serve):
+    one = serve("--workers", "2").ready()
+    victim, other = both(one)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: victim not in one.api_processes and len(one.api_processes) == 2)
+    assert other in one.api_processes
+    assert one.get("/readyz").status_code == 200
+
+
+def test_the_master_is_replaced_and_its_orphans_end_within_a_second(serve):
+    one = serve("--workers", "2").ready()
+    master = one.master
+    orphans = both(one)
+    os.kill(master, signal.SIGKILL)
+    eventually(lambda: not any(map(lives, orphans)), 1.3)
+    eventually(lambda: one.get("/readyz").status_code == 200)
+    assert one.master != master
+
+
+def test_callers_wait_while_the_master_is_replaced(serve):
+    one = serve().ready()
+    base, [orphan] = one.base, one.api_processes
+    os.kill(one.master, signal.SIGKILL)
+    eventually(lambda: not lives(orphan), 1.3)
+    assert httpx.get(f"{base}/healthz", timeout=10).status_code == 200
+
+
+def test_the_background_worker_is_replaced(serve):
+    one = serve().ready()
+    [worker] = eventually(lambda: one.pids("worker"))
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: one.pids("worker") not in ([], [worker]))
+
+
+def test_nothing_outlives_a_killed_serve_and_the_port_is_free(serve):
+    one = serve("--demo").ready()
+    add, *_ = demo_calls(one)
+    assert send(add).status_code == 200
+    pids = one.pids()
+    assert len(pids) >= 5  # serve, store, master, API process, worker
+    one.process.kill()
+    eventually(lambda: not one.pids(), 3)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{add.url.port}/healthz")
+
+    again = serve("--demo", "--bind", f"127.0.0.1:{add.url.port}").ready()
+    _, members, _ = demo_calls(again)
+    assert send(members).json()["count"] == 2
+
+
+def test_the_store_is_started_again_with_every_answered_write(serve):
+    one = serve("--demo", "--appendfsync", "always").ready()
+    add, members, _ = demo_calls(one)
+    assert send(add).status_code == 200
+    store = one.store
+    os.kill(store, signal.SIGKILL)
+    eventually(lambda: send(members).status_code == 200 and send(members).json()["count"] == 2)
+    assert one.store != store
+
+
+def test_a_second_serve_shares_the_store_and_takes_over_when_the_first_has_gone(serve):
+    first = serve("--demo").ready()
+    second = serve("--demo").ready()
+    store = first.store
+    assert second.store == store
+    add, *_ = demo_calls(first)
+    _, members, _ = demo_calls(second)
+    assert send(add).status_code == 200
+    assert send(members).json()["count"] == 2
+    assert first.stop() == 0
+    eventually(lambda: second.store != store and lives(second.store))
+    eventually(lambda: send(members).status_code == 200 and send(members).json()["count"] == 2)
+    assert "starting it again" in second.log.read_text()
+
+
+def test_a_second_serve_that_stops_leaves_the_store_to_the_first(serve):
+    first, second = serve().ready(), serve().ready()
+    assert second.stop() == 0
+    assert lives(first.store)
+    assert first.get("/readyz").status_code == 200
+
+
+def test_a_killed_store_that_two_share_is_started_by_one_of_them(serve):
+    first, second = serve().ready(), serve().ready()
+    store = first.store
+    os.kill(store, signal.SIGKILL)
+    eventually(lambda: first.store != store and first.get("/readyz").status_code == 200)
+    eventually(lambda: second.get("/readyz").status_code == 200)
+    assert lives(first.store)
+
+
+def test_a_taken_port_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = refused("--bind", bind, "--data-dir", str(tmp_path / "data"))
+    assert line == f"belong: Cannot listen on {bind}: Address already in use. Use another --bind."
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_directory_that_another_program_locked_is_one_line(tmp_path):
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        line = refused("--bind", "127.0.0.1:0", "--data-dir", str(tmp_path))
+    assert "locked by another program" in line
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1", "http://localhost", "unix:///nowhere", "nonsense"]
+)
+def test_a_store_that_is_not_there_is_one_line(url):
+    assert refused("--bind", "127.0.0.1:0", "--redis-url", url)
+
+
+def test_a_store_by_url_is_used_and_left_running(serve, tmp_path):
+    store = EmbeddedServer(tmp_path / "elsewhere")
+    store.start()
+    try:
+        one = serve("--redis-url", store.url)
+        assert one.get("/readyz").status_code == 200
+        assert one.stop() == 0
+        assert store.alive()
+        assert not (tmp_path / "data").exists()
+    finally:
+        store.stop()
+
+
+def test_a_head_has_a_limit_and_a_long_custom_id_is_below_it(serve):
+    one = serve().ready()
+    long = httpx.get(one.base + "/api/v1/applications/x/profile-groups/" + "%F0%9F%90%98" * 255)
+    assert long.status_code == 401
+    port = httpx.URL(one.base).port
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(100):  # a megabyte, of which the kernel may hold some back
+                connection.sendall(b"x-a: %b\r\n" % (b"x" * 10_000))
+        assert connection.recv(20).startswith(b"HTTP/1.1 431")
+    assert one.get().status_code == 200
+
+
+def test_a_client_that_offers_http_2_is_answered_in_http_1(serve):
+    # Java's HttpClient offers this with its first request.
+    one = serve().ready()
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMA"}
+    with httpx.Client(base_url=one.base, headers=offer) as client:
+        token = {"grant_type": "nothing"}
+        for _ in range(2):
+            refusal = client.post("/oauth/token", json=token)
+            assert refusal.json()["error"] == "unsupported_grant_type"
+            assert client.get("/healthz").status_code == 200
+
+
+def test_what_ends_all_the_time_is_started_later_each_time_and_then_no_more(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    again = server._Again("API")
+    waits = []
+    for _ in range(6):
+        assert again.due()
+        now += 1
+        again.failed()
+        began = now
+        while not again.due():
+            now += 0.05
+        waits.append(round(now - began, 1))
+    assert waits == [0.0, 0.1, 0.3, 0.7, 1.5, 3.1]
+    with pytest.raises(Unusable, match="The API ended 7 times in a row: giving up"):
+        again.failed()
+
+
+def test_what_ran_for_a_while_is_started_at_once(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    again = server._Again("API")
+    for _ in range(20):
+        assert again.due()
+        now += 11
+        again.failed()
