@@ -29,7 +29,7 @@ for i = 1, #states do
   elseif some_erasing and call('SISMEMBER', erasing, id) == 1 then
     outcome[i] = 'E'
   else
-    outcome[i] = tostring(call('HEXISTS', memberships .. id, ARGV[i + 1]))
+    outcome[i] = call('HEXISTS', memberships .. id, ARGV[i + 1]) == 1 and '1' or '0'
   end
 end
 return table.concat(outcome)

@@ -14,7 +14,7 @@ ARGV[3]    attempt    integer  microseconds since 1970, as reserved
 ARGV[4]    kind       the field of the profile that shows the identity (custom_id), or ''
 ARGV[5]    value      the identity's value
 Computed   <tag>:m:<id>, <tag>:g:0:<depth>:<prefix>
-Returns    1
+Returns    since when the profile has it: this attempt, or an earlier one
 Errors     ERASING   the profile is being erased
            STALE     the attempt was given up by somebody else
            CONFLICT  the profile has another custom id
@@ -29,7 +29,8 @@ local call = redis.call
 if call('SISMEMBER', erasing, id) == 1 then
   return redis.error_reply('ERASING the profile is being erased')
 end
-if call('HEXISTS', identities, identity) == 1 then return 1 end
+local since = call('HGET', identities, identity)
+if since then return since end
 local given_up = call('GET', fence)
 if given_up and tonumber(given_up) >= tonumber(attempt) then
   return redis.error_reply('STALE the reservation was given up')
@@ -47,4 +48,4 @@ if call('EXISTS', profile) == 0 then
 end
 if kind ~= '' then call('HSET', profile, kind, value) end
 call('HSET', identities, identity, attempt)
-return 1
+return attempt

@@ -14,7 +14,7 @@ ARGV[3]    workspace_id integer
 ARGV[4]    document     JSON
 Computed   none
 Returns    1
-Errors     TAKEN  the client id or the workspace is in use
+Errors     TAKEN  the client id, the workspace or the number is in use
 Cost       O(1); safe to send twice
 ]]
 local applications, client_ids, workspaces, version = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -25,6 +25,9 @@ if holder == number then return 1 end
 if holder then return redis.error_reply('TAKEN client id ' .. client_id) end
 if call('HEXISTS', workspaces, workspace_id) == 1 then
   return redis.error_reply('TAKEN workspace ' .. workspace_id)
+end
+if call('HEXISTS', applications, number) == 1 then
+  return redis.error_reply('TAKEN number ' .. number)
 end
 call('HSET', applications, number, document)
 call('HSET', client_ids, client_id, number)

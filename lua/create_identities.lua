@@ -19,6 +19,7 @@ Cost       O(identities), about 12 us for each that is new; safe to send twice
 ]]
 --- @include "include/tag_of"
 --- @include "include/head_of"
+--- @include "include/owner_of"
 --- @include "include/insert_members"
 local tag = tag_of(KEYS[1])
 local kind, created_at = ARGV[1], ARGV[2]
@@ -26,12 +27,17 @@ local found, entering = {}, {}
 for i = 3, #ARGV, 4 do
   local bucket, identity, value, candidate = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local key = tag .. ':identity:' .. bucket
-  local id = redis.call('HGET', key, identity)
+  local held = redis.call('HGET', key, identity)
+  local id = owner_of(held) or held
   if not id then
     id = candidate
-    redis.call('HSET', key, identity, id)
-    redis.call('HSET', tag .. ':profile:' .. id, 'created_at', created_at)
-    if kind ~= '' then redis.call('HSET', tag .. ':profile:' .. id, kind, value) end
+    redis.call('HSET', key, identity, id .. created_at)
+    local profile = tag .. ':profile:' .. id
+    if kind == '' then
+      redis.call('HSET', profile, 'created_at', created_at)
+    else
+      redis.call('HSET', profile, 'created_at', created_at, kind, value)
+    end
     redis.call('HSET', tag .. ':identities:' .. id, identity, created_at)
     entering[#entering + 1] = id
   end

@@ -10,7 +10,7 @@ ARGV[1]    id         mixed id
 ARGV[2]    limit      integer  memberships and identities at most
 Computed   <tag>:m:<id>, <tag>:g:<group>:<depth>:<prefix>, <tag>:identities:<id>,
            <tag>:profile:<id>
-Returns    {marked, memberships, attributes, left, identity, ...}: marked is 0 where somebody else
+Returns    {marked, memberships, attributes, left, identity, since, ...}: marked is 0 where another
            finished; memberships and attributes removed by this step; left is 1 while memberships
            remain, and then no identities are named
 Errors     none
@@ -37,8 +37,8 @@ call('DEL', memberships)
 local dropped = call('HLEN', attributes)
 call('DEL', attributes)
 local step = {1, removed, dropped, 0}
-local identities = call('HKEYS', tag .. ':identities:' .. id)
-for i = 1, math.min(#identities, limit) do
+local identities = call('HGETALL', tag .. ':identities:' .. id)
+for i = 1, math.min(#identities, 2 * limit) do
   step[4 + i] = identities[i]
 end
 return step

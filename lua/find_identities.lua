@@ -11,10 +11,10 @@ Errors     none
 Cost       O(identities), about 1 us each
 ]]
 --- @include "include/tag_of"
+--- @include "include/owner_of"
 local buckets = tag_of(KEYS[1]) .. ':identity:'
 local found = {}
 for i = 1, #ARGV, 2 do
-  local value = redis.call('HGET', buckets .. ARGV[i], ARGV[i + 1])
-  found[(i + 1) / 2] = value and #value == 16 and value
+  found[(i + 1) / 2] = owner_of(redis.call('HGET', buckets .. ARGV[i], ARGV[i + 1])) or false
 end
 return found

@@ -12,7 +12,7 @@ KEYS[5]    none       never exists
 ARGV[1]    id         mixed id
 ARGV[2]    now        integer  microseconds since 1970
 ARGV[3]    ttl        integer  seconds that the fence stands: longer than any attempt lives
-ARGV[4..]  identity   fields of released identities
+ARGV[4..]  identity and since, alternating: released identities, as the profile listed them
 Computed   <tag>:g:0:<depth>:<prefix>
 Returns    1 where the profile is erased, 0 where identities remain
 Errors     none
@@ -24,8 +24,8 @@ local erasing, profile, identities, fence = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, now, ttl = ARGV[1], ARGV[2], ARGV[3]
 local call = redis.call
 if call('SISMEMBER', erasing, id) == 0 then return 1 end
-for i = 4, #ARGV do
-  call('HDEL', identities, ARGV[i])
+for i = 4, #ARGV, 2 do
+  if call('HGET', identities, ARGV[i]) == ARGV[i + 1] then call('HDEL', identities, ARGV[i]) end
 end
 if call('EXISTS', identities) == 1 then return 0 end
 if #ARGV > 3 then

@@ -9,7 +9,7 @@ KEYS[3]    none      never exists
 ARGV[1]    group     integer  the group's number
 ARGV[2]    backward  0 or 1: ascending, or descending
 ARGV[3]    bound     '' or an id after ( or [, where the page begins, as ZRANGE BYLEX writes it
-ARGV[4]    limit     integer  rows at most; 250 stay under 1 ms
+ARGV[4]    limit     integer  rows at most; 125 stay under 2 ms
 Computed   <tag>:g:<group>:<depth>:<prefix>, <tag>:m:<id>, <tag>:profile:<id>
 Returns    {more, other, id, joined_at, nickname, custom_id, id, ...}: more is 1 where a row follows
            the last one, other is 1 where a row lies on the other side of the bound

@@ -63,8 +63,8 @@ end
 if #page == 0 then return rows end
 local members = call('HMGET', count, unpack(page))
 for i = 1, #page do
-  rows[#rows + 1] = page[i]
-  rows[#rows + 1] = joined_at[page[i]]
-  rows[#rows + 1] = members[i] or '0'
+  rows[3 * i + 1] = page[i]
+  rows[3 * i + 2] = joined_at[page[i]]
+  rows[3 * i + 3] = members[i] or '0'
 end
 return rows

@@ -3,7 +3,7 @@
 Reserve an identity for a profile whose record may live in another slot: the first of three steps
 (reserve, confirm, settle).
 
-KEYS[1]    identity  HASH  the identity's bucket: identity -> mixed id, or a reservation
+KEYS[1]    identity  HASH  the identity's bucket: identity -> id and since, or a reservation
 KEYS[2]    reserved  ZSET  open reservations of this slot: bucket and identity -> attempt
 KEYS[3]    none      never exists
 ARGV[1]    bucket    integer  the bucket's number
@@ -12,15 +12,15 @@ ARGV[3]    id        mixed id
 ARGV[4]    attempt   integer  microseconds since 1970, one per attempt
 ARGV[5]    expected  a reservation found dead before, which may be replaced; or ''
 Computed   none
-Returns    what is held now: the id (owned by it), the new reservation, or another's
+Returns    what is held now: an owner (its id, and since when) or a reservation, ours or not
 Errors     none
 Cost       O(log reservations); safe to send twice
 ]]
 local key, reserved = KEYS[1], KEYS[2]
 local bucket, identity, id, attempt, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local held = redis.call('HGET', key, identity)
-if held and held ~= expected and (#held == 16 or string.sub(held, 1, 16) ~= id) then return held end
-if held == id then return held end
+local ours = held and string.sub(held, 1, 17) == id .. 'r'
+if held and held ~= expected and not ours then return held end
 local reservation = id .. 'r' .. attempt
 redis.call('HSET', key, identity, reservation)
 redis.call('ZADD', reserved, attempt, bucket .. ':' .. identity)

@@ -8,17 +8,18 @@ KEYS[2]    reserved  ZSET  open reservations of this slot
 KEYS[3]    none      never exists
 ARGV[1]    bucket    integer  the bucket's number
 ARGV[2]    identity  the identity's field
-ARGV[3]    expected  a mixed id or a reservation
-ARGV[4]    settled   the mixed id that owns it; '' removes the identity
+ARGV[3]    expected  what the caller saw there
+ARGV[4]    settled   the mixed id that owns it, and since when; '' removes the identity
 Computed   none
 Returns    1 where it was replaced, 0 where something else was held
 Errors     none
 Cost       O(log reservations); safe to send twice
 ]]
+--- @include "include/owner_of"
 local key, reserved = KEYS[1], KEYS[2]
 local bucket, identity, expected, settled = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local held = redis.call('HGET', key, identity)
-if not held or #held == 16 then redis.call('ZREM', reserved, bucket .. ':' .. identity) end
+if not held or owner_of(held) then redis.call('ZREM', reserved, bucket .. ':' .. identity) end
 if held ~= expected then return 0 end
 if settled == '' then
   redis.call('HDEL', key, identity)

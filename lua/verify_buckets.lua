@@ -8,8 +8,8 @@ ARGV[1]    cursor    HSCAN cursor in the first bucket, 0 to begin
 ARGV[2]    budget    integer  after about as many identities the step ends
 ARGV[3..]  bucket    integer  numbers of buckets; at most 200
 Computed   <tag>:identity:<bucket>
-Returns    {done, cursor, bucket, identity, value, attempt, ...}: done buckets are finished, cursor is
-           where the next one goes on; attempt is the score in `reserved`, or nil
+Returns    {done, cursor, bucket, identity, value, attempt, ...}: done buckets are finished, cursor
+           is where the next one goes on; attempt is the score in `reserved`, or nil
 Errors     none
 Cost       O(budget), about 2 us each
 ]]

@@ -10,8 +10,8 @@ ARGV[1]    number     integer
 ARGV[2]    id         16 bytes of the UUID
 ARGV[3]    custom_id  string, or ''
 Computed   none
-Returns    {document, version, id's number, custom id's number, score, ...}: a score per index; nil for
-           what is not there
+Returns    {document, version, id's number, custom id's number, score, ...}: a score per index; nil
+           for what is not there
 Errors     none
 Cost       O(indexes)
 ]]

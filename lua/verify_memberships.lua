@@ -19,6 +19,7 @@ Cost       O(budget), about 2 us each
 ]]
 --- @include "include/tag_of"
 --- @include "include/has_fact"
+--- @include "include/segments_of"
 --- @include "include/in_segment"
 local erasing = KEYS[2]
 local cursor, budget, packed = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -26,6 +27,7 @@ local call, match = redis.call, string.match
 local tag = tag_of(KEYS[1])
 local reply = {0, '0'}
 local looked = 0
+local shapes = {}
 local function wrong(id, what, detail)
   local size = #reply
   reply[size + 1] = id
@@ -43,10 +45,13 @@ for i = 1, #packed, 16 do
     if cursor == '0' then
       local derived = call('HGET', key, 'd')
       local most = call('HLEN', key) - 1
+      local everybody = shapes['0'] or segments_of(tag, '0')
+      shapes['0'] = everybody
+      local inside = in_segment(tag, '0', id, everybody)
       if derived and not (match(derived, '^[1-9]%d*$') and tonumber(derived) <= most) then
         wrong(id, 'derived', derived)
-      elseif has_fact(tag, id) ~= in_segment(tag, '0', id) then
-        wrong(id, in_segment(tag, '0', id) and 'inside' or 'outside', '')
+      elseif has_fact(tag, id) ~= inside then
+        wrong(id, inside and 'inside' or 'outside', '')
       end
     end
     local step = call('HSCAN', key, cursor, 'COUNT', budget)
@@ -59,7 +64,9 @@ for i = 1, #packed, 16 do
         wrong(id, 'field', field)
       else
         if not match(joined_at, '^%d+$') then wrong(id, 'joined', field) end
-        if not in_segment(tag, field, id) then wrong(id, 'missing', field) end
+        local segments = shapes[field] or segments_of(tag, field)
+        shapes[field] = segments
+        if not in_segment(tag, field, id, segments) then wrong(id, 'missing', field) end
       end
     end
   end

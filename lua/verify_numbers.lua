@@ -8,8 +8,8 @@ KEYS[3]    deleting  ZSET    numbers being swept
 KEYS[4]    none      never exists
 ARGV[1..]  number    integer; at most 200
 Computed   <tag>:group:<number>
-Returns    {counter, document, version, intent, deleting, ...}: the counter or nil, and four parts per
-           number, each nil where there is none
+Returns    {counter, document, version, intent, deleting, ...}: the counter or nil, and four parts
+           per number, each nil where there is none
 Errors     none
 Cost       O(numbers), about 2 us each
 ]]

@@ -11,9 +11,10 @@ ARGV[2]    budget    integer  after as many ids the step ends
 ARGV[3..]  group, depth, prefix, repeated: segments
 Computed   <tag>:g:<group>:<depth>:<prefix>, <tag>:m:<id>, <tag>:profile:<id>
 Returns    {done, offset, {members, ...}, {segment, wrong, id, ...}}: done segments are finished,
-           with that many members each; offset is where the next one goes on; a segment's place counts
-           from 0. Wrong is shape (no such segment), size (an id that is not 16 bytes), place (the id
-           belongs into another segment), ghost (no membership or, in group 0, no fact), score
+           with that many members each; offset is where the next one goes on; a segment's place
+           counts from 0. Wrong is shape (no such segment), size (an id that is not 16 bytes),
+           place (the id belongs into another segment), ghost (no membership or, in group 0, no
+           fact), score
 Errors     none
 Cost       O(budget), about 2 us each
 ]]

@@ -2,11 +2,11 @@
 --[[
 The types of keys of one tag.
 
-KEYS[1]    first     one of the keys
+KEYS[1]    first     a key of the same tag
 KEYS[2]    none      never exists
 ARGV[1..]  key       keys of the same tag, whole; at most 1,000
 Computed   the keys of ARGV
-Returns    {type, ...}, one per key: string, hash, set, zset, …, or none
+Returns    {type, ...}, one per key: string, hash, set, zset, ..., or none
 Errors     none
 Cost       O(keys), under 1 us each
 ]]

@@ -321,7 +321,8 @@ async def verify_command(store: Store, *, as_json: bool) -> None:
 @_with_store
 async def repair_command(store: Store, *, as_json: bool) -> None:
     """Mend what verify finds, and say what was done. Exit 1 if something is left."""
-    _finish(await _with_progress("repair", verify.repair, store), as_json=as_json)
+    report = await _with_progress("repair", verify.repair, store)
+    _finish(report, as_json=as_json, repaired=True)
 
 
 async def _with_progress(
@@ -335,20 +336,23 @@ async def _with_progress(
     ) as bar:
 
         def advance(done: int, total: int) -> None:
-            # The total is an estimate.
+            # The total is an estimate, and repair may look again from the start.
+            bar.finished = False
             bar.length = max(total, done, 1)
             bar.update(done - bar.pos)
 
         return await run(store, advance)
 
 
-def _finish(report: Report, *, as_json: bool) -> None:
+def _finish(report: Report, *, as_json: bool, repaired: bool = False) -> None:
     if as_json:
-        _print(msgspec.to_builtins(report), as_json=True)
+        shown = {"ok": report.ok, "checked": report.checked, "problems": report.problems}
+        _print(shown | ({"mended": report.mended} if repaired else {}), as_json=True)
     else:
-        for line in report.problems:
+        for line in [*report.mended, *report.problems]:
             click.echo(line)
-        click.echo(f"{report.checked} keys checked, {len(report.problems)} problems")
+        mended = f"{len(report.mended)} mended, " if repaired else ""
+        click.echo(f"{report.checked} keys checked, {mended}{len(report.problems)} problems")
     if not report.ok:
         raise click.exceptions.Exit(1)
 

@@ -180,9 +180,10 @@ class EmbeddedServer:
     def _launch(self, lock: int) -> None:
         """Start the server, which inherits the lock, and write down where it is."""
         binary = _find_binary()
-        path = _socket_path(self.data_dir)
         with _explained(self.data_dir):
             _probe_space(self.data_dir)
+        path = _socket_path(self.data_dir)
+        with _explained(self.data_dir):
             output = _open_log(self.data_dir)
         with output:
             self._log_start = output.tell()

@@ -35,7 +35,8 @@ key                                         type   holds
 ``{7.p}:attributes:<id>``                   hash   attribute -> time, since and value
 ``{7.p}:identities:<id>``                   hash   what resolves to the profile -> since when
 ``{7.p}:fence:<id>``                        string the latest given-up attempt to take an identity
-``{7.q}:identity:<bucket>``                 hash   identity -> mixed id, or a reservation
+``{7.q}:identity:<bucket>``                 hash   identity -> mixed id and since,
+                                                   or a reservation
 ``{7.q}:reserved``                          zset   open reservations: bucket and identity -> attempt
 ``{7.p}:none``                              -      never exists; last key of every script call
 =========================================== ====== =================================================

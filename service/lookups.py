@@ -13,13 +13,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
+from service.decoding import raw_values
 from service.endpoint import (
     ENCODER,
     IDS_PER_TURN,
     Resource,
     TenantCall,
     endpoint,
-    raw_values,
     stepwise,
     timestamp,
 )
@@ -82,7 +82,7 @@ class ProfileGroups(Resource):
         A UUID that was never heard of is in none; an unknown custom id is 404.
         """
         fields = chosen(query.fields, MembershipBody)
-        if raw_values(call.request, "attributes"):
+        if raw_values(call.request.query_string, "attributes"):
             message = "this version filters the groups of the application by attributes, not these"
             raise Invalid(f"{message} - at `$.attributes`", "attributes")
         profile_id = await call.profile_id(pid)

@@ -34,7 +34,7 @@ MANY = 10_000
 
 LONGEST_CUSTOM_ID = 255
 
-ADDED, ALREADY_ADDED, OVER_THE_LIMIT, ERASING = b"+=LE"
+ADDED, ALREADY_ADDED, OVER_THE_LIMIT, UNKNOWN, ERASING = b"+=LUE"
 """What the store says of an id that was to be added; the last one when removing, too."""
 
 Texts = Annotated[list[str], Meta(max_length=MANY)]
@@ -115,7 +115,11 @@ class Members(Resource):
 
         Ids that are malformed or of members already are told, not refused. Repeating is safe.
         """
-        number = await call.store.groups.number_of(call.environment, gid)
+        if body.custom_ids is UNSET:
+            number = await call.store.groups.number_of(call.environment, gid)
+        else:
+            # Custom ids may get profiles before the group's own scripts can refuse.
+            number = (await call.store.groups.get_group(call.environment, gid)).number
         named, invalid = await _named(call, body, adding=True)
         if not named:
             await call.store.groups.get_group(call.environment, gid)
@@ -128,7 +132,7 @@ class Members(Resource):
         return AddedMembers(
             successfully_added=told[ADDED],
             already_added=told[ALREADY_ADDED],
-            invalid_ids=invalid + over,
+            invalid_ids=invalid + told[UNKNOWN] + over,
             errors=[ItemError(text, detail) for text in over] or UNSET,
         )
 
@@ -250,7 +254,7 @@ async def _told(named: dict[bytes, str], outcome: bytes) -> dict[int, list[str]]
 
     :raises Erasing: one of the profiles is being erased; the others are done
     """
-    told: dict[int, list[str]] = {letter: [] for letter in b"+=L-.E"}
+    told: dict[int, list[str]] = {letter: [] for letter in b"+=LU-.E"}
     for position, (text, letter) in enumerate(zip(named.values(), outcome, strict=True)):
         told[letter].append(text)
         if position % IDS_PER_TURN == IDS_PER_TURN - 1:

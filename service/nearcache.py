@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from service import keys
-from service.errors import Unavailable
+from service.errors import BelongError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,7 +158,7 @@ class NearCache:
         before = directory.version
         try:
             held = await self._connection.command(key, "GET", key)
-        except Unavailable as ex:
+        except BelongError as ex:
             log.debug("version of %r not read: %s", directory.tag, ex)
             directory.forget_all()
             return

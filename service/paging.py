@@ -20,7 +20,8 @@ import msgspec
 
 from service import ids
 from service.cuts import Cut, Page
-from service.endpoint import ENCODER, plain
+from service.decoding import plain
+from service.endpoint import ENCODER
 from service.errors import Invalid
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
-from service.endpoint import Resource, TenantCall, endpoint, plain, raw_values, stepwise, timestamp
+from service.decoding import plain, raw_values
+from service.endpoint import Resource, TenantCall, endpoint, stepwise, timestamp
 from service.errors import Forbidden, Invalid, NotFound
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.paging import PAGE_SIZE_LIMIT, PageBody, Paging, Walk, chosen
@@ -149,7 +150,7 @@ class Groups(Resource):
         _require_admin(call, query.include_inactive)
         fields = chosen(query.fields, GroupBody)
         wanted = GroupQuery(
-            attributes=tuple(map(_filter, raw_values(call.request, "attributes"))),
+            attributes=tuple(map(_filter, raw_values(call.request.query_string, "attributes"))),
             name=query.name,
             custom_id=query.custom_id,
             membership_type=query.membership_type,

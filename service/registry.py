@@ -2,7 +2,7 @@
 
 It is small and read on every request, so each process holds a copy. The copy is read again when the
 registry's version rose (asked once a second in the background) or when something is not found in
-it; a copy that could not be confirmed for 30 s is not used any more. Secrets of credentials are
+it; a copy that could not be confirmed for 29 s is not used any more. Secrets of credentials are
 kept as SHA-256; the registry knows no HTTP and no tokens.
 """
 
@@ -38,8 +38,9 @@ SCOPES = (
     "admin",
 )
 POLL_SECONDS = 1.0
-STALE_SECONDS = 30.0
-"""Age at which an unconfirmed copy is refused: a deactivated credential stops within it."""
+STALE_SECONDS = 29.0
+"""Age at which an unconfirmed copy is refused. With the second for which `auth` trusts a checked
+token, a deactivated credential stops within 30 s."""
 PUBLISH_SECONDS = 60
 """A rotated signing key signs only this long after every process could have read it."""
 TOKEN_SECONDS = 28_800
@@ -153,6 +154,7 @@ class Registry:
         self._copy: _Copy | None = None
         self._confirmed_at = 0.0
         self._asked_at = 0.0
+        self._renewing: asyncio.Task[_Copy] | None = None
 
     async def check_format(self) -> None:
         """Refuse a server that holds another storage format; mark an empty one with ours."""
@@ -172,6 +174,9 @@ class Registry:
                 await self._confirm()
             except Unavailable as ex:
                 log.debug("registry not confirmed: %s", ex)
+            except Exception:
+                # This loop must live on: a copy that is not confirmed any more is refused anyway.
+                log.exception("registry not confirmed")
             await asyncio.sleep(POLL_SECONDS)
 
     async def application(self, client_id: str) -> Application | None:
@@ -212,14 +217,14 @@ class Registry:
         if (await self._load()).applications.get(client_id):
             message = f"application {client_id} already exists"
             raise Conflict(message)
-        number = await self._next("application")
         environments = {}
         for environment in ("production", "development"):
-            taken = await self._next("environment")
+            taken = await self._next_environment()
             environments[environment] = EnvironmentDocument(
                 taken, keys.partition_tags(taken, partitions)
             )
         while True:
+            number = await self._next("application")
             workspace = workspace_id or await self._next("workspace")
             document = ApplicationDocument(
                 client_id=client_id,
@@ -238,7 +243,8 @@ class Registry:
                 )
                 break
             except Conflict as ex:
-                if workspace_id is None and "workspace" in str(ex):
+                taken_is = str(ex).split(maxsplit=1)[0]
+                if taken_is == "number" or (taken_is == "workspace" and workspace_id is None):
                     continue
                 message = f"{ex} is already in use"
                 raise Conflict(message) from None
@@ -288,6 +294,8 @@ class Registry:
             if not await self._is_empty(environment):
                 message = f"application {client_id} still has groups or profiles"
                 raise Conflict(message)
+        for environment in found.environments.values():
+            await self._clear(environment)
         await self._connection.call(
             scripts.load("delete_application"),
             _keys("applications", "client_ids", "workspaces", "version", "none"),
@@ -307,6 +315,22 @@ class Registry:
             if held:
                 return False
         return True
+
+    async def _clear(self, environment: Environment) -> None:
+        """Remove what an environment keeps without groups and profiles: counters and states."""
+        for kind in ("numbers", "version"):
+            key = keys.key(environment.directory, kind)
+            await self._connection.command(key, "DEL", key)
+        for tag in environment.partitions:
+            cursor = b"0"
+            while True:
+                cursor, _ = await self._connection.call(
+                    scripts.load("purge_states"),
+                    [keys.key(tag, "state"), keys.none(tag)],
+                    [cursor, 2**62],
+                )
+                if cursor == b"0":
+                    break
 
     async def create_credential(
         self, applications: list[str], scopes: list[str]
@@ -338,7 +362,7 @@ class Registry:
         return credential, secret
 
     async def credential(self, credential_id: str) -> Credential | None:
-        """Give the credential of an id, from a list that is at most 30 s old (else Unavailable)."""
+        """Give the credential of an id, from a list that is at most 29 s old (else Unavailable)."""
         copy = await self._current()
         found = copy.credentials.get(credential_id)
         if found is None:
@@ -418,6 +442,17 @@ class Registry:
         )
         return int(held)
 
+    async def _next_environment(self) -> int:
+        """Draw a number that no environment has, though a failover may have lost the counter."""
+        known = {
+            environment.number
+            for application in (await self._load()).applications.values()
+            for environment in application.environments.values()
+        }
+        while (number := await self._next("environment")) in known:
+            pass
+        return number
+
     async def _replace(
         self, kind: str, field: str, old: msgspec.Struct | None, new: msgspec.Struct
     ) -> None:
@@ -429,19 +464,26 @@ class Registry:
         )
 
     async def _current(self) -> _Copy:
-        """Give the copy, if it was confirmed within the last 30 s."""
+        """Give the copy, if it was confirmed within the last 29 s."""
         if self._copy is not None and time.monotonic() - self._confirmed_at < STALE_SECONDS:
             return self._copy
         return await self._load()
 
     async def _renewed(self) -> _Copy:
-        """Give the copy, read again unless that was done within the last 0.1 s.
+        """Give the copy, read again after this was called.
 
         What is unknown is asked for once more, but a flood of unknown names is not a flood of
-        reads.
+        reads: one begins at most every 0.1 s, and is for all who wait for it.
         """
-        if self._copy is not None and time.monotonic() - self._asked_at < POLL_SECONDS / 10:
-            return self._copy
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+            # Whoever waited may be gone: then nobody else looks at how it ended.
+            self._renewing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(self._renewing)
+
+    async def _renew(self) -> _Copy:
+        await asyncio.sleep(self._asked_at + POLL_SECONDS / 10 - time.monotonic())
+        self._renewing = None
         return await self._load()
 
     async def _confirm(self) -> None:

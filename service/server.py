@@ -39,12 +39,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("belong")
 
-_WORKER_STOP_SECONDS = 10.0
+_TURN_SECONDS = 0.1
 _READY_SECONDS = 0.3
+_WORKER_STOP_SECONDS = 10.0
 _STORE_PATIENCE_SECONDS = 3.0
+# What ran for this long before it ended begins anew to count its failures.
 _STEADY_SECONDS = 10.0
 _MOST_FAILURES = 6
-_TURN_SECONDS = 0.1
 _LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 
 
@@ -116,9 +117,9 @@ class _Child:
         deadline = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < deadline and not hasten():
             time.sleep(_TURN_SECONDS / 2)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # each leads a group of its own
+            process.wait()
 
 
 class _Again:
@@ -254,7 +255,9 @@ class _Supervisor:
         def note(_number: int, _frame: FrameType | None) -> None:
             self._signals += 1
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
@@ -273,8 +276,8 @@ def _listen(settings: Config) -> socket.socket:
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
         )
     except OSError as error:
-        # create_server adds the address to strerror, in its own words.
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        # create_server adds the address, in words of its own.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise Unusable(f"Cannot listen on {settings.bind}: {reason}. Use another --bind.") from None
 
 

@@ -14,7 +14,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from service.errors import BelongError, Unavailable
+from service.errors import Unavailable
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 async def run(url: str, stop: asyncio.Event) -> None:
     """Work until `stop` is set. A store that does not answer is waited for."""
-    purged_at = time.monotonic()
+    purged_at = float("-inf")
+    waiting = False
     store = None
     try:
         while not stop.is_set():
@@ -45,8 +46,11 @@ async def run(url: str, stop: asyncio.Event) -> None:
                 await work(store, purge=purge)
                 if purge:
                     purged_at = time.monotonic()
+                waiting = False
             except Unavailable as ex:
-                log.warning("waiting for the store: %s", ex)
+                if not waiting:
+                    log.warning("waiting for the store: %s", ex)
+                waiting = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
     finally:
@@ -67,13 +71,21 @@ async def work(store: Store, *, grace_us: int = GRACE_US, purge: bool = False) -
         for environment in application.environments.values()
     ]
     total = 0
+    unavailable: Unavailable | None = None
     for start in range(0, len(environments), TOGETHER):
         together = environments[start : start + TOGETHER]
-        total += sum(
-            await asyncio.gather(
-                *(_work(store, each, before_us=before_us, purge=purge) for each in together)
-            )
-        )
+        for done in await asyncio.gather(
+            *(_work(store, each, before_us=before_us, purge=purge) for each in together),
+            return_exceptions=True,
+        ):
+            if isinstance(done, Unavailable):
+                unavailable = done
+            elif isinstance(done, BaseException):
+                raise done
+            else:
+                total += done
+    if unavailable is not None:
+        raise unavailable
     return total
 
 
@@ -87,7 +99,8 @@ async def _work(store: Store, env: Environment, *, before_us: int, purge: bool) 
             await store.groups.purge_states(env, before_us - STATE_US)
     except Unavailable:
         raise
-    except BelongError:
-        log.exception("environment %s of %s", env.name, env.number)
+    except Exception:
+        # This loop must live on: what is wrong here must not keep the others waiting.
+        log.exception("environment %d (%s) is not finished", env.number, env.name)
         return 0
     return total

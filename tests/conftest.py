@@ -14,6 +14,8 @@ import pytest
 from service.store import Store
 from service.verify import verify
 from tests import backings
+from tests.client import admin, api, valkey  # noqa: F401 - fixtures of the HTTP tests
+from tests.serving import runtime, serve  # noqa: F401 - fixtures of real processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CREDENTIAL = ("credential", "create", "--application", "shop")
+
+
+@pytest.fixture(autouse=True)
+def _runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let sockets be made where nothing is left: a killed server leaves its empty directory."""
+    with tempfile.TemporaryDirectory(prefix="run-", dir="/tmp") as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        yield
 
 
 @pytest.fixture
@@ -223,7 +232,7 @@ def test_progress_goes_to_stderr_and_only_where_somebody_watches(monkeypatch):
     seen = []
 
     async def walk(_store, progress):
-        for done in range(5):
+        for done in (0, 2, 5, 1, 4):  # more than there should be, and again from the start
             progress(done, 4)
             seen.append(done)
         return "the report"
@@ -237,13 +246,13 @@ def test_progress_goes_to_stderr_and_only_where_somebody_watches(monkeypatch):
     monkeypatch.setattr(click, "progressbar", bar)
     run: Any = cli._with_progress
     assert asyncio.run(run("verify", walk, None)) == "the report"
-    assert seen == [0, 1, 2, 3, 4]
+    assert seen == [0, 2, 5, 1, 4]
     assert bars[0]["file"] is sys.stderr
     assert bars[0]["hidden"] is True
 
 
 class Bar:
-    """Stands for a bar that must not run backwards or over its length."""
+    """Stands for a bar, which must not run over its length."""
 
     pos = 0
     length = 1
@@ -255,7 +264,6 @@ class Bar:
         assert self.pos == self.length
 
     def update(self, steps):
-        assert steps >= 0
         self.pos += steps
         assert self.pos <= self.length
 

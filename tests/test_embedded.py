@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let sockets be made where nothing is left: a killed server leaves its empty directory."""
+    with tempfile.TemporaryDirectory(prefix="run-", dir="/tmp") as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        yield
+
+
 @pytest.fixture
 def handle(tmp_path: Path) -> Iterator[Callable[..., EmbeddedServer]]:
     """Make handles on this test's data directory, and stop the servers that they started."""

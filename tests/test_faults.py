@@ -42,7 +42,7 @@ CASES = {
     "second_identity": IDENTITY,
 }
 TOO_EARLY = {"create_group.reserved", "create_group.probed", "add_identity.reserved"}
-"""Points at which nothing of what was asked for has been done yet; after all others all of it is."""
+"""Points at which nothing of what was asked for is done yet; after all others all of it is."""
 OTHERS = [new() for _ in range(40)]
 
 both_topologies = pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def in_a_process(url, operation, point):
 def child(url, operation):
     async def run():
         store = await Store.open(url)
-        application = await store.registry.application("test")
+        [application] = await store.registry.list_applications()
         await globals()[operation](store, application.production)
 
     # Several steps where there would be one.
@@ -235,9 +235,7 @@ async def test_an_identity_that_a_dead_process_reserved_can_be_taken_at_once(
         with pytest.raises(Conflict):
             await store.profiles.add_identity(env, other, "email", value)
     owner = other if point in TOO_EARLY else profile
-    assert [owner] == await store.profiles.resolve_identities(
-        env, "email", [value], create=True
-    )
+    assert [owner] == await store.profiles.resolve_identities(env, "email", [value], create=True)
     await work(store, grace_us=0)
     assert 0 == await unfinished(store, env)
 
@@ -269,15 +267,11 @@ async def install_in_three(store, env, number, version, letter):
 
 @pytest.mark.parametrize(("backing", "partitions"), [("cluster", 8)], indirect=True)
 @pytest.mark.parametrize("operation", ["deactivate", "activate", "delete"])
-async def test_a_state_that_reached_some_partitions_reaches_all(
-    store, env, operation, monkeypatch
-):
+async def test_a_state_that_reached_some_partitions_reaches_all(store, env, operation, monkeypatch):
     profile = await prepare(store, env, "")
     numbers = await numbers_of(store, env)
     with monkeypatch.context() as patched:
-        patched.setattr(
-            store.groups, "install_state", lambda *args: install_in_three(store, *args)
-        )
+        patched.setattr(store.groups, "install_state", lambda *args: install_in_three(store, *args))
         with pytest.raises(Unavailable):
             await globals()[operation](store, env)
     await work(store, grace_us=0)
@@ -298,9 +292,7 @@ async def test_a_repeated_change_of_state_is_in_force_when_it_is_answered(
         await store.groups.update_group(env, gid, changes, include_inactive=True)
 
     with monkeypatch.context() as patched:
-        patched.setattr(
-            store.groups, "install_state", lambda *args: install_in_three(store, *args)
-        )
+        patched.setattr(store.groups, "install_state", lambda *args: install_in_three(store, *args))
         with pytest.raises(Unavailable):
             await change()
     await change()

@@ -22,9 +22,9 @@ from hypothesis.stateful import (
 )
 
 from service.errors import Conflict, NotFound
+from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.ids import head
 from service.store import Store
-from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.store_profiles import Erased
 from service.verify import verify
 from service.worker import work
@@ -45,9 +45,9 @@ batches = st.lists(
 ).map(lambda parts: [each for at, length in parts for each in POOL[at : at + length]])
 values = st.sampled_from([f"person {n}" for n in range(12)])
 kinds = st.sampled_from(["customer_id", "email", "other"])
-attributes = st.lists(
-    st.tuples(st.sampled_from(TEXTS), st.sampled_from(TEXTS)), max_size=3
-).map(tuple)
+attributes = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TEXTS)), max_size=3).map(
+    tuple
+)
 names = st.sampled_from(["red", "green", "{7}:groups"])
 custom_ids = st.none() | st.sampled_from(["x", "y:z", "ü/ñ", str(uuid.UUID(int=7))])
 steps = st.lists(
@@ -181,9 +181,7 @@ class Machine(RuleBasedStateMachine):
         self.now += 1
         now = self.now
         self.both(
-            lambda: self.store.members.add_members(
-                self.env, number, b"".join(batch), now_us=now
-            ),
+            lambda: self.store.members.add_members(self.env, number, b"".join(batch), now_us=now),
             lambda: self.model.add_members(number, batch, now),
         )
         self.touch(number, batch)
@@ -207,9 +205,7 @@ class Machine(RuleBasedStateMachine):
         self.now += 1
         now = self.now
         self.both(
-            lambda: self.store.members.add_members(
-                self.env, number, b"".join(batch), now_us=now
-            ),
+            lambda: self.store.members.add_members(self.env, number, b"".join(batch), now_us=now),
             lambda: self.model.add_members(number, batch, now),
         )
         self.touch(number, batch)
@@ -294,9 +290,7 @@ class Machine(RuleBasedStateMachine):
 
     async def stroll_groups_of(self, profile, steps):
         await stroll(
-            lambda cut, size: self.store.members.list_profile_groups(
-                self.env, profile, cut, size
-            ),
+            lambda cut, size: self.store.members.list_profile_groups(self.env, profile, cut, size),
             [
                 (number, self.model.members[number][profile], len(self.model.members[number]))
                 for number in self.model.groups_of(profile)
@@ -345,7 +339,7 @@ def expected_erased(model, profile):
 def test_the_store_answers_as_dicts_do(request, backing, partitions):
     name = request.node.callspec.params["backing"]
     run_state_machine_as_test(
-        lambda: Machine(backing, partitions),
+        lambda: Machine(backing, partitions),  # type: ignore[arg-type]
         settings=settings(
             max_examples=EXAMPLES or FEW[name],
             stateful_step_count=STEPS,

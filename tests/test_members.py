@@ -259,3 +259,28 @@ def test_the_struct_of_an_add_leaves_out_errors_where_there_are_none() -> None:
     encoded = msgspec.json.encode(AddedMembers([], [], []))
 
     assert encoded == b'{"successfully_added":[],"already_added":[],"invalid_ids":[]}'
+
+
+async def test_a_registered_application_takes_no_profile_ids_without_a_record(
+    api: Api, admin: Client
+) -> None:
+    members = f"{GROUPS}/{await admin.group()}/members/"
+    await admin.post(members, {"custom_ids": ["known"]})
+    known = (await admin.get(members)).body.results[0].id
+    other = f"{GROUPS}/{await admin.group()}/members/"
+    await api.store.registry.update_application("demo", profiles="registered")
+    answer = await admin.post(other, {"profile_ids": [P1, known]})
+    assert (answer.body.successfully_added, answer.body.invalid_ids) == ([known], [P1])
+
+
+async def test_adding_custom_ids_to_an_inactive_group_makes_no_profiles(
+    api: Api, admin: Client
+) -> None:
+    group = await admin.group()
+    await admin.patch(f"{GROUPS}/{group}/", {"is_active": False})
+    await admin.post(f"{GROUPS}/{group}/members/", {"custom_ids": ["nobody"]}, 404)
+    env = (await api.store.registry.application("demo")).production
+    [found] = await api.store.profiles.resolve_identities(
+        env, "customer_id", ["nobody"], create=False
+    )
+    assert found is None

@@ -125,9 +125,7 @@ async def test_ten_thousand_identities_resolve_in_one_call(store, env):
     values = [f"person {n}" for n in range(10_000)]
     made = await store.profiles.resolve_identities(env, "customer_id", values, create=True)
     assert 10_000 == len(set(made))
-    assert made == await store.profiles.resolve_identities(
-        env, "customer_id", values, create=False
-    )
+    assert made == await store.profiles.resolve_identities(env, "customer_id", values, create=False)
 
 
 async def test_a_new_profile_lives_where_its_identity_lives(store, env):
@@ -218,9 +216,7 @@ async def test_of_two_profiles_that_take_one_identity_exactly_one_gets_it(store,
             ),
             return_exceptions=True,
         )
-        [winner] = [
-            profile for profile, ended in zip(profiles, done, strict=True) if ended is None
-        ]
+        [winner] = [profile for profile, ended in zip(profiles, done, strict=True) if ended is None]
         assert [Conflict] == [type(ended) for ended in done if ended is not None]
         assert winner == await owner(store, env, "email", value)
 
@@ -265,16 +261,12 @@ async def test_creating_meets_a_reservation_that_was_confirmed(store, second, en
     slow = new()
     adding = store.profiles.add_identity(env, slow, "email", "x")
     async with held_up(store, "_settle", adding):
-        found = await second.profiles.resolve_identities(
-            env, "email", ["w", "x", "y"], create=True
-        )
+        found = await second.profiles.resolve_identities(env, "email", ["w", "x", "y"], create=True)
     assert slow == found[1]
 
 
 @both_topologies
-async def test_the_worker_settles_an_attempt_and_the_late_process_makes_another(
-    store, second, env
-):
+async def test_the_worker_settles_an_attempt_and_the_late_process_makes_another(store, second, env):
     profile = new()
     adding = store.profiles.add_identity(env, profile, "email", "x")
     async with held_up(store, "_confirm", adding) as task:
@@ -347,3 +339,31 @@ def test_no_script_orders_texts():
     }
     numbers = {("list_profile_groups", "active")}
     assert numbers == {(name, by) for name, by in sorts if ", " not in by}
+
+
+async def test_a_process_held_up_in_erasing_takes_nothing_that_was_given_anew(
+    store, second, env, monkeypatch
+):
+    # Two processes erased one profile. The second was held up before it released the identity;
+    # meanwhile the first finished, and the profile got the same identity again. The late release
+    # took that away: the profile listed an identity that resolved to nobody.
+    profile = new()
+    await store.profiles.add_identity(env, profile, "customer_id", "c")
+    reached, go = asyncio.Event(), asyncio.Event()
+    release = second.profiles._release
+
+    async def late(*arguments):
+        reached.set()
+        await go.wait()
+        return await release(*arguments)
+
+    monkeypatch.setattr(second.profiles, "_release", late)
+    slow = asyncio.create_task(second.profiles.erase_profile(env, profile))
+    await reached.wait()
+    await store.profiles.erase_profile(env, profile)
+    await store.profiles.add_identity(env, profile, "customer_id", "c")
+    go.set()
+    await slow
+    assert await store.profiles.resolve_identities(
+        env, "customer_id", ["c"], create=False
+    ) == [profile]

@@ -1,5 +1,7 @@
 -- Add ids[first..last] to one segment. In chunks, since unpack takes fewer than 8,000 values.
 local function add_to_segment(key, ids, first, last)
+  -- PERF: in a large group each of a hundred ids has a segment of its own.
+  if first == last then return redis.call('ZADD', key, '0', ids[first]) end
   while first <= last do
     local stop = math.min(last, first + 1999)
     local arguments, size = {}, 0

@@ -5,6 +5,8 @@
 --- @include "include/in_indexes"
 local function walk_index(first, last, backward, bound, limit, scan)
   local best = smallest_index(first, last)
+  -- With one index all that is looked at is found.
+  if first == last then scan = math.min(scan, limit) end
   local entries
   if backward then
     entries = redis.call('ZRANGE', KEYS[best], bound == '' and '+inf' or bound, '-inf',

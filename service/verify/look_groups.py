@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from service import ids, keys
-from service.findings import Finding, Unit, decoded, shown, whole
 from service.groups import GroupDocument, group_indexes
+from service.verify.findings import Finding, Unit, decoded, numbered, shown, whole
 
 if TYPE_CHECKING:
-    from service.findings import Census
+    from collections.abc import Iterable
+
+    from service.verify.findings import Census
 
 CACHED = 20_000
 """Documents that a run remembers while it looks at indexes."""
@@ -49,7 +51,7 @@ class Held(NamedTuple):
     """What a partition holds of a group number; parts are as held, or None."""
 
     state: bytes | None
-    count: bytes | None
+    members: bytes | None
     shape: bytes | None
 
     @property
@@ -58,11 +60,12 @@ class Held(NamedTuple):
         if self.state is None:
             return None
         version, _, letter = self.state.partition(b" ")
-        return letter if whole(version) is not None and letter in _STATES else b""
+        number = whole(version)
+        return letter if number is not None and number < 2**53 and letter in _STATES else b""
 
 
 async def known(census: Census, tag: bytes, numbers: list[bytes]) -> list[Known]:
-    """What a directory knows of numbers, at one moment."""
+    """Read what a directory knows of numbers, at one moment."""
     counter, *parts = await census.call(
         "verify_numbers",
         [keys.key(tag, "numbers"), keys.key(tag, "intents"), keys.key(tag, "deleting")],
@@ -73,7 +76,7 @@ async def known(census: Census, tag: bytes, numbers: list[bytes]) -> list[Known]
 
 
 async def held(census: Census, tag: bytes, numbers: list[bytes]) -> list[list[Held]]:
-    """What every partition of a directory's environment holds of numbers: a list per number."""
+    """Read what every partition of an environment holds of numbers: a list per number."""
     replies = await asyncio.gather(
         *(
             census.call(
@@ -84,13 +87,11 @@ async def held(census: Census, tag: bytes, numbers: list[bytes]) -> list[list[He
             for each in census.places[tag].env.partitions
         )
     )
-    return [
-        [Held(*reply[3 * at : 3 * at + 3]) for reply in replies] for at in range(len(numbers))
-    ]
+    return [[Held(*reply[3 * at : 3 * at + 3]) for reply in replies] for at in range(len(numbers))]
 
 
 async def look_numbers(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Group numbers, against what the partitions hold of them.
+    """Look at group numbers, and what the partitions hold of them.
 
     The directory is read before and after: what it says both times was so in between.
     """
@@ -116,27 +117,30 @@ async def look_numbers(census: Census, tag: bytes, names: list[bytes]) -> list[F
 
 
 def _wrong_state(known: Known, here: Held) -> str | None:
-    """What is wrong with the state of a number in one partition, None if nothing is."""
+    """Say what is wrong with the state of a number in one partition, None if nothing is."""
     letter = here.letter
     if letter == b"":
         return f"has the state {shown(here.state or b'')}, which cannot be,"
     if not known.exists:
-        if known.deleting is not None:
-            return None
-        if here.count is not None or here.shape is not None:
-            return "has members, though it does not exist,"
-        return "has a state, though it does not exist," if letter not in {None, b"g"} else None
+        return None if known.deleting is not None else _wrong_rest(here)
     document = known.document
     if document is None or known.intent is not None or known.deleting is not None:
         return None
-    if document.is_active:
-        return f"is active, and has state {letter.decode()}" if letter in _STATES[1:] else None
     said = "none" if letter is None else letter.decode()
+    if document.is_active:
+        return None if letter in {None, b"a"} else f"is active, and has state {said}"
     return None if letter == b"i" else f"is inactive, and has state {said}"
 
 
+def _wrong_rest(here: Held) -> str | None:
+    """Say what a number that is gone has left in one partition; only the state g may stay."""
+    if here.members is not None or here.shape is not None:
+        return "has members, though it does not exist,"
+    return "has a state, though it does not exist," if here.letter not in {None, b"g"} else None
+
+
 async def look_documents(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Groups that the directory has, by number."""
+    """Look at groups that the directory has, by number."""
     found = []
     for name, group in zip(names, await known(census, tag, names), strict=True):
         if group.exists:
@@ -154,15 +158,15 @@ async def _look_document(census: Census, tag: bytes, name: bytes, group: Known) 
     if whole(group.version) is None:
         text = f"{who} has the version {shown(group.version or b'')}, which is none"
         found.append(Finding(unit, "version", b"", text))
+    raw = group.raw
     for _ in range(TRIES):
-        document = decoded(_DOCUMENT, group.raw)
+        document = decoded(_DOCUMENT, raw)
         id16 = None if document is None else ids.parse(document.id)
         if document is None or id16 is None:
             text = f"{who} has a document that does not decode"
             return [*found, Finding(unit, "document", b"", text)]
         indexes = sorted(group_indexes(tag, document))
-        custom_id = (document.custom_id or "").encode()
-        raw, version, by_id, by_custom_id, *scores = await census.call(
+        now, version, *entries = await census.call(
             "verify_document",
             [
                 keys.group(tag, int(name)),
@@ -170,28 +174,38 @@ async def _look_document(census: Census, tag: bytes, name: bytes, group: Known) 
                 keys.key(tag, "group_custom_ids"),
                 *indexes,
             ],
-            [name, id16, custom_id],
+            [name, id16, document.custom_id or ""],
         )
-        if raw == group.raw:
+        if now == raw:
+            return found + _look_entries(unit, who, document, indexes, entries)
+        if now is None and version is None:
             break
-        group = group._replace(raw=raw, version=version)
-        if not group.exists:
-            return []
-    if by_id != name:
+        raw = now
+    # It is gone, or changes all the time: whatever it was, it is not so any more.
+    return []
+
+
+def _look_entries(
+    unit: Unit, who: str, document: GroupDocument, indexes: list[bytes], entries: list[bytes | None]
+) -> list[Finding]:
+    """Hold a document against its entries in the maps of ids and custom ids, and in the indexes."""
+    by_id, by_custom_id, *scores = entries
+    found = []
+    if by_id != unit.name:
         text = f"{who} is not found by its id {document.id}"
         found.append(Finding(unit, "id", b"", text))
-    if custom_id and by_custom_id != name:
-        text = f"{who} is not found by its custom id {shown(custom_id)}"
+    if document.custom_id and by_custom_id != unit.name:
+        text = f"{who} is not found by its custom id {shown(document.custom_id.encode())}"
         found.append(Finding(unit, "custom_id", b"", text))
     for index, score in zip(indexes, scores, strict=True):
-        if score is None or float(score) != int(name):
+        if score is None or float(score) != int(unit.name):
             text = f"{who} is missing in the index {shown(index)}"
             found.append(Finding(unit, "index", index, text))
     return found
 
 
 async def look_indexes(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Indexes, by what follows the tag in their keys: each entry has to follow from its document."""
+    """Look at indexes, by what follows the tag: each entry has to follow from its document."""
     found = []
     for name in names:
         key = tag + b":" + name
@@ -206,14 +220,14 @@ async def look_indexes(census: Census, tag: bytes, names: list[bytes]) -> list[F
                     and float(score) == int(entry)
                 )
                 if not right:
-                    who = f"{census.label(tag)}: group {shown(entry)}"
+                    who = f"{census.label(tag)}: group {numbered(entry)}"
                     text = f"{who} is in the index {shown(key)}, where it does not belong"
                     found.append(Finding(Unit("index", tag, name), "entry", entry, text))
     return found
 
 
 async def look_ids(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """The two maps from ids and from custom ids to numbers, by what follows the tag."""
+    """Look at the maps from ids and custom ids to numbers, by what follows the tag."""
     found = []
     for name in names:
         async for step in census.walk(tag + b":" + name, "HSCAN"):
@@ -225,7 +239,7 @@ async def look_ids(census: Census, tag: bytes, names: list[bytes]) -> list[Findi
                     continue
                 said = ids.text(entry) if len(entry) == ids.SIZE else shown(entry)
                 kind = "id" if name == b"group_ids" else "custom id"
-                text = f"{census.label(tag)}: the {kind} {said} names group {shown(number)}"
+                text = f"{census.label(tag)}: the {kind} {said} names group {numbered(number)}"
                 found.append(
                     Finding(Unit("ids", tag, name), "entry", entry, f"{text}, which has another")
                 )
@@ -238,9 +252,11 @@ def _id_of(document: GroupDocument, name: bytes) -> bytes | None:
     return document.custom_id.encode() if document.custom_id else None
 
 
-async def _documents(census: Census, tag: bytes, numbers: object) -> dict[bytes, GroupDocument]:
-    """Documents by number as written, those that are numbers and have one; remembered for a while."""
-    wanted = [each for each in numbers if whole(each)]  # type: ignore[attr-defined]
+async def _documents(
+    census: Census, tag: bytes, numbers: Iterable[bytes]
+) -> dict[bytes, GroupDocument]:
+    """Read documents by number as written, of those that have one. Remembered for a while."""
+    wanted = [each for each in numbers if whole(each)]
     if len(census.groups) > CACHED:
         census.groups.clear()
     missing = [each for each in wanted if (tag, each) not in census.groups]
@@ -252,7 +268,7 @@ async def _documents(census: Census, tag: bytes, numbers: object) -> dict[bytes,
 
 
 async def look_intents(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """What is left to do for groups (`intents`, `deleting`), by what follows the tag."""
+    """Look at what is left to do (`intents`, `deleting`), by what follows the tag."""
     found = []
     for name in names:
         async for step in census.walk(tag + b":" + name, "ZSCAN"):
@@ -272,13 +288,13 @@ async def look_intents(census: Census, tag: bytes, names: list[bytes]) -> list[F
                     wrong = f"is in {name.decode()}, and above the last number given out"
                 else:
                     continue
-                text = f"{census.label(tag)}: group {shown(entry)} {wrong}"
+                text = f"{census.label(tag)}: group {numbered(entry)} {wrong}"
                 found.append(Finding(Unit("intents", tag, name), "entry", entry, text))
     return found
 
 
 async def look_counters(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """The counters of a directory (`numbers`, `version`), by what follows the tag."""
+    """Look at the counters of a directory (`numbers`, `version`), by what follows the tag."""
     found = []
     for name in names:
         key = tag + b":" + name

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service import ids, keys
-from service.findings import STEP, Finding, Unit, shown, whole
+from service.verify.findings import STEP, Finding, Unit, numbered, shown, whole
 
 if TYPE_CHECKING:
-    from service.findings import Census
+    from service.verify.findings import Census
 
 FEWEST, MOST = 24, 48
 """Members per segment between which a shape of several segments is right."""
 SEGMENTS = 2_000
 """Segments that one script adds up: about 1.5 ms."""
+LOOKED = 100
+"""Memberships after which a script that looks at them ends: about 1 ms."""
 TRIES = 3
 
 
 async def look_memberships(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Profiles by mixed id: what their memberships say against segments, group 0 and `d`."""
+    """Look at what profiles say of their memberships, against segments, group 0 and `d`."""
     found = []
     cursor, left = b"0", names
     place = census.places[tag]
@@ -26,11 +28,11 @@ async def look_memberships(census: Census, tag: bytes, names: list[bytes]) -> li
         done, cursor, *wrong = await census.call(
             "verify_memberships",
             [keys.key(tag, "shape"), keys.key(tag, "erasing")],
-            [cursor, 2 * STEP, b"".join(left)],
+            [cursor, LOOKED, b"".join(left)],
         )
         for mixed, what, about in zip(wrong[::3], wrong[1::3], wrong[2::3], strict=True):
             who = f"{place.label}: profile {census.profile(tag, mixed)}"
-            text = f"{who} {_MEMBERSHIPS[what].format(shown(about))}"
+            text = f"{who} {_MEMBERSHIPS[what].format(numbered(about))}"
             found.append(Finding(Unit("m", tag, mixed), what.decode(), about, text))
         left = left[done:]
     count = len(place.env.partitions)
@@ -40,10 +42,10 @@ async def look_memberships(census: Census, tag: bytes, names: list[bytes]) -> li
             "stray",
             b"",
             f"{place.label}: profile {census.profile(tag, mixed)} has memberships in partition"
-            f" {place.index}, and belongs into {ids.head(mixed) % count}",
+            f" {place.partition}, and belongs into {ids.head(mixed) % count}",
         )
         for mixed in names
-        if ids.head(mixed) % count != place.index
+        if ids.head(mixed) % count != place.partition
     ]
     return found
 
@@ -59,7 +61,7 @@ _MEMBERSHIPS = {
 
 
 async def look_segments(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Segments by ``<n>:<depth>:<prefix>``. What they hold is added to the census."""
+    """Look at segments by ``<n>:<depth>:<prefix>``. What they hold is added to the census."""
     found = []
     offset, left = 0, names
     place = census.places[tag]
@@ -67,7 +69,7 @@ async def look_segments(census: Census, tag: bytes, names: list[bytes]) -> list[
         done, offset, sizes, wrong = await census.call(
             "verify_segments",
             [keys.key(tag, "shape"), keys.key(tag, "erasing")],
-            [offset, 2 * STEP, *(part for name in left[:STEP] for part in name.split(b":"))],
+            [offset, STEP, *(part for name in left[:STEP] for part in name.split(b":"))],
         )
         for at, what, about in zip(wrong[::3], wrong[1::3], wrong[2::3], strict=True):
             number, depth, prefix = left[at].decode().split(":")
@@ -91,7 +93,7 @@ _SEGMENTS = {
 
 
 async def look_groups(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Groups by number in one partition: count and shape against what the segments hold."""
+    """Look at groups in one partition: count and shape against what the segments hold."""
     found = []
     for name in names:
         found += await _look_group(census, tag, name)
@@ -101,7 +103,7 @@ async def look_groups(census: Census, tag: bytes, names: list[bytes]) -> list[Fi
 async def _look_group(census: Census, tag: bytes, name: bytes) -> list[Finding]:
     count, shape, members = await _recount(census, tag, name)
     place = census.places[tag]
-    where = f"{place.label}: group {name.decode()} in partition {place.index}"
+    where = f"{place.label}: group {name.decode()} in partition {place.partition}"
     unit = Unit("members", tag, name)
     held, segments = whole(count), 1 if shape is None else whole(shape)
     if (count is not None and not held) or (count is None and members):
@@ -124,7 +126,7 @@ async def _look_group(census: Census, tag: bytes, name: bytes) -> list[Finding]:
 async def _recount(
     census: Census, tag: bytes, name: bytes
 ) -> tuple[bytes | None, bytes | None, int]:
-    """Count, shape and members of a group; the last try adds all up in one script."""
+    """Add up the members of a group; the last try does it in one script."""
     declared = [keys.key(tag, "count"), keys.key(tag, "shape")]
     for attempt in range(TRIES + 1):
         limit = SEGMENTS if attempt < TRIES else 10**6
@@ -145,12 +147,12 @@ async def _recount(
 
 
 def _plausible(count: bytes | None, segments: int) -> bool:
-    """Whether a group of this count may have so many segments: else they are not added up."""
+    """Say whether a group of this count may have so many segments: else why add them up."""
     return (whole(count) or 0) >= FEWEST * segments
 
 
 async def look_fields(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Fields of count, shape and state that are no group numbers."""
+    """Look at fields of count, shape and state that are no group numbers."""
     held = await census.call(
         "verify_states",
         [keys.key(tag, "state"), keys.key(tag, "count"), keys.key(tag, "shape")],

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from service import keys
-from service.findings import Finding, Unit, decoded, shown, whole
 from service.registry import ApplicationDocument, Credential, SigningKey
+from service.verify.findings import Finding, Unit, decoded, numbered, shown, whole
 
 if TYPE_CHECKING:
-    from service.findings import Census
+    from collections.abc import Iterator
+
+    from service.verify.findings import Census
+
+    Documents = dict[bytes, ApplicationDocument]
+    Wrong = tuple[str, bytes, str]
 
 _APPLICATION = msgspec.json.Decoder(ApplicationDocument)
 _CREDENTIAL = msgspec.json.Decoder(Credential)
@@ -27,7 +32,7 @@ _STRINGS = frozenset({"format", "version", "fence", "rules"})
 
 
 def type_of(key: keys.Key) -> bytes | None:
-    """The type that a key of the schema has; None where it may have any."""
+    """Give the type that a key of the schema has; None where it may have any."""
     if key.kind in _ZSETS:
         return b"zset"
     if key.kind in _SETS:
@@ -38,9 +43,9 @@ def type_of(key: keys.Key) -> bytes | None:
 
 
 async def look_keys(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Keys below one of our tags, whole: each is one of the schema, and of its type."""
+    """Look at keys below one of our tags, whole: each is of the schema, and of its type."""
     found = []
-    types = await census.call("verify_types", [names[0]], names)
+    types = await census.call("verify_types", [keys.key(tag, "version")], names)
     for name, held in zip(names, types, strict=True):
         if held == b"none":
             continue
@@ -55,7 +60,7 @@ async def look_keys(census: Census, tag: bytes, names: list[bytes]) -> list[Find
 
 
 async def look_foreign(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Keys below a tag that nobody owns, or without one: examples of them, whole."""
+    """Look at examples of keys below a tag that nobody owns, or without one."""
     await census.take()
     if tag in census.places:
         return []
@@ -110,76 +115,84 @@ class Registered(NamedTuple):
 
 
 async def look_registry(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """The whole registry: documents decode, the maps agree with them, counters are not behind."""
+    """Look at the registry: documents decode, maps agree with them, counters are not behind."""
     held = await Registered.read(census)
-    found: list[Finding] = []
-
-    def wrong(what: str, about: bytes, text: str) -> None:
-        found.append(Finding(Unit("registry", tag, names[0]), what, about, f"registry: {text}"))
-
-    if held.format != keys.FORMAT:
-        wrong("format", b"", f"the storage format is {shown(held.format or b'')}")
-    if held.version is not None and whole(held.version) is None:
-        wrong("version", b"", f"the version is {shown(held.version)}")
     documents = held.documents()
+    wrong = [
+        *_wrong_parts(held, documents),
+        *_wrong_maps(held, documents),
+        *_wrong_environments(documents),
+    ]
+    return [
+        Finding(Unit("registry", tag, names[0]), what, about, f"registry: {text}")
+        for what, about, text in wrong
+    ]
+
+
+def _wrong_parts(held: Registered, documents: Documents) -> Iterator[Wrong]:
+    """Say what does not decode."""
+    if held.format != keys.FORMAT:
+        yield "format", b"", f"the storage format is {shown(held.format or b'')}"
+    if held.version is not None and whole(held.version) is None:
+        yield "version", b"", f"the version is {shown(held.version)}"
     for number in held.applications.keys() - documents.keys():
-        wrong("document", number, f"application {shown(number)} has a document that is none")
+        yield "document", number, f"application {numbered(number)} has a document that is none"
     for credential_id, raw in held.credentials.items():
         credential = decoded(_CREDENTIAL, raw)
         if credential is None or credential.id.encode() != credential_id:
-            wrong("credential", credential_id, f"credential {shown(credential_id)} is none")
+            yield "credential", credential_id, f"credential {shown(credential_id)} is none"
     for kid, raw in held.keys.items():
         signing = decoded(_SIGNING_KEY, raw)
         if signing is None or signing.kid.encode() != kid:
-            wrong("key", kid, f"signing key {shown(kid)} is none")
+            yield "key", kid, f"signing key {shown(kid)} is none"
+
+
+def _wrong_maps(held: Registered, documents: Documents) -> Iterator[Wrong]:
+    """Say where the maps and counters differ from the documents."""
     for what, said, meant in (
         ("client_ids", held.client_ids, client_ids(documents)),
         ("workspaces", held.workspaces, workspaces(documents)),
     ):
         for name in said.keys() | meant.keys():
             if said.get(name) != meant.get(name):
-                now = shown(said[name]) if name in said else "none"
-                wanted = shown(meant[name]) if name in meant else "none"
+                now = numbered(said[name]) if name in said else "none"
+                wanted = numbered(meant[name]) if name in meant else "none"
                 text = f"{what} says application {now} of {shown(name)}, the documents {wanted}"
-                wrong(what, name, text)
+                yield what, name, text
     for name, least in counters(documents).items():
         if (whole(held.numbers.get(name, b"0")) or 0) < least:
-            wrong("counter", name, f"the counter {name.decode()} is behind {least}")
-    _look_environments(documents, wrong)
-    return found
+            yield "counter", name, f"the counter {name.decode()} is behind {least}"
 
 
-def _look_environments(documents: dict[bytes, ApplicationDocument], wrong: Any) -> None:
+def _wrong_environments(documents: Documents) -> Iterator[Wrong]:
+    """Say which environments two applications have, or have tags that cannot be theirs."""
     owners: dict[int, bytes] = {}
     for number, document in documents.items():
         for each in document.environments.values():
             if owners.setdefault(each.number, number) != number:
-                text = f"environment {each.number} is of applications {shown(number)} and others"
-                wrong("environment", number, text)
+                text = f"environment {each.number} is of applications {numbered(number)} and others"
+                yield "environment", number, text
             begin = f"{each.number}."
-            if len(set(each.tags)) != len(each.tags) or not all(
-                tag.startswith(begin) for tag in each.tags
-            ):
+            unlike = [tag for tag in each.tags if not tag.startswith(begin)]
+            if unlike or len(set(each.tags)) != len(each.tags):
                 text = f"environment {each.number} has the tags {', '.join(each.tags)}"
-                wrong("tags", number, text)
+                yield "tags", number, text
 
 
-def client_ids(documents: dict[bytes, ApplicationDocument]) -> dict[bytes, bytes]:
-    """What the map of client ids should say."""
+def client_ids(documents: Documents) -> dict[bytes, bytes]:
+    """Make the map of client ids from the documents."""
     return {document.client_id.encode(): number for number, document in documents.items()}
 
 
-def workspaces(documents: dict[bytes, ApplicationDocument]) -> dict[bytes, bytes]:
-    """What the map of workspace ids should say."""
+def workspaces(documents: Documents) -> dict[bytes, bytes]:
+    """Make the map of workspace ids from the documents."""
     return {b"%d" % document.workspace_id: number for number, document in documents.items()}
 
 
-def counters(documents: dict[bytes, ApplicationDocument]) -> dict[bytes, int]:
-    """What the counters have to have reached."""
+def counters(documents: Documents) -> dict[bytes, int]:
+    """Give what the counters have to have reached."""
     environments = [
-        each.number
-        for document in documents.values()
-        for each in document.environments.values()
+        each.number for document in documents.values() for each in document.environments.values()
     ]
     return {
         b"application": max(map(int, documents), default=0),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from service import ids, keys
-from service.findings import STEP, Finding, Unit, in_steps, shown, whole
+from service.verify.findings import STEP, Finding, Unit, in_steps, shown, whole
 
 if TYPE_CHECKING:
-    from service.findings import Census
+    from collections.abc import Sequence
+
+    from service.verify.findings import Census
 
 LISTED = 500
 """Identities of one profile that come with its record; more are walked."""
@@ -31,6 +33,19 @@ def reservation(value: bytes) -> Reservation | None:
     return Reservation(value[: ids.SIZE], attempt)
 
 
+class Owner(NamedTuple):
+    """What a bucket holds of a settled identity: whose it is, and since when (digits)."""
+
+    mixed: bytes
+    since: bytes
+
+
+def owner(value: bytes) -> Owner | None:
+    """Read an owner; None where the value is none."""
+    since = value[ids.SIZE :]
+    return None if whole(since) is None else Owner(value[: ids.SIZE], since)
+
+
 def parsed_identity(field: bytes) -> tuple[str, str] | None:
     """Read an identity's field; None where it is none."""
     try:
@@ -40,13 +55,13 @@ def parsed_identity(field: bytes) -> tuple[str, str] | None:
 
 
 def named(field: bytes) -> str:
-    """An identity in a sentence."""
+    """Name an identity in a sentence."""
     identity = parsed_identity(field)
     return f"{identity[0]} {shown(identity[1].encode())}" if identity else shown(field)
 
 
 async def look_records(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Profiles by mixed id that have a record: group 0, custom id, and every identity listed."""
+    """Look at profiles that have a record: group 0, custom id, every identity listed."""
     found = []
     place = census.places[tag]
     listed: list[tuple[bytes, bytes]] = []
@@ -70,18 +85,18 @@ async def look_records(census: Census, tag: bytes, names: list[bytes]) -> list[F
         elif state == b"O":
             text = f"{who} is known, and not in group 0 (static memberships or a record)"
             found.append(Finding(unit, "outside", b"", text))
-        if ids.head(mixed) % len(place.env.partitions) != place.index:
-            text = f"{who} has a record in partition {place.index}, where it does not belong"
+        if ids.head(mixed) % len(place.env.partitions) != place.partition:
+            text = f"{who} has a record in partition {place.partition}, where it does not belong"
             found.append(Finding(unit, "stray", b"", text))
         found += _look_custom_id(unit, who, custom_id, fields)
         listed += [(mixed, field) for field in fields]
-    for step in in_steps(listed):
-        found += await _look_listed(census, tag, step)
+    for part in in_steps(listed):
+        found += await _look_listed(census, tag, part)
     return found
 
 
 async def look_listings(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Profiles by mixed id that have attributes or identities: whether they have a record."""
+    """Look whether profiles that have attributes or identities have a record."""
     rows = await census.call("verify_records", [keys.key(tag, "erasing")], [0, *names])
     return [
         Finding(
@@ -99,7 +114,7 @@ async def look_listings(census: Census, tag: bytes, names: list[bytes]) -> list[
 def _look_custom_id(
     unit: Unit, who: str, custom_id: bytes | None, fields: list[bytes]
 ) -> list[Finding]:
-    """A record shows the one customer_id that it lists, and lists the one that it shows."""
+    """Hold the custom id that a record shows against the one that it lists."""
     prefix = keys.identity_field(CUSTOM_ID, "")
     held = [field.removeprefix(prefix) for field in fields if field.startswith(prefix)]
     if held == ([] if custom_id is None else [custom_id]):
@@ -110,9 +125,9 @@ def _look_custom_id(
 
 
 async def _look_listed(
-    census: Census, tag: bytes, listed: list[tuple[bytes, bytes]]
+    census: Census, tag: bytes, listed: Sequence[tuple[bytes, bytes]]
 ) -> list[Finding]:
-    """Identities that profiles list: their buckets have to hold the profile, or its reservation."""
+    """Look whether buckets hold the profiles, or their reservations, that list an identity."""
     found = []
     env = census.places[tag].env
     wanted: dict[int, list[tuple[bytes, bytes, int]]] = {}
@@ -130,7 +145,7 @@ async def _look_listed(
             census, env.partitions[partition], [(bucket, field) for _, field, bucket in rows]
         )
         for (mixed, field, _), value in zip(rows, held, strict=True):
-            if value is not None and (value == mixed or _reserves(value, mixed)):
+            if value is not None and value[: ids.SIZE] == mixed:
                 continue
             who = f"{census.label(tag)}: profile {census.profile(tag, mixed)}"
             text = f"{who} lists {named(field)}, which does not resolve to it"
@@ -138,15 +153,10 @@ async def _look_listed(
     return found
 
 
-def _reserves(value: bytes, mixed: bytes) -> bool:
-    held = reservation(value)
-    return held is not None and held.mixed == mixed
-
-
 async def holders(
     census: Census, tag: bytes, wanted: list[tuple[int, bytes]]
 ) -> list[bytes | None]:
-    """What buckets hold of identities, given as bucket and field."""
+    """Read what buckets hold of identities, given as bucket and field."""
     held: list[bytes | None] = []
     for step in in_steps(wanted):
         arguments = [part for pair in step for part in pair]
@@ -155,11 +165,10 @@ async def holders(
 
 
 async def look_buckets(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Buckets of identities by number: place and form of each, reservations, and the owners."""
+    """Look at buckets by number: place and form of each identity, reservations, owners."""
     found = []
-    place = census.places[tag]
-    partitions = place.env.partitions
-    settled: dict[int, list[tuple[Unit, bytes, bytes]]] = {}
+    partitions = census.places[tag].env.partitions
+    settled: dict[int, list[tuple[Unit, bytes, Owner]]] = {}
     cursor, left = b"0", names
     while left:
         done, cursor, *rows = await census.call(
@@ -169,61 +178,74 @@ async def look_buckets(census: Census, tag: bytes, names: list[bytes]) -> list[F
             rows[::4], rows[1::4], rows[2::4], rows[3::4], strict=True
         ):
             unit = Unit("bucket", tag, bucket)
-            who = f"{place.label}: identity {named(field)}"
-            where = (place.index, int(bucket))
-            identity = parsed_identity(field)
-            if identity is None:
-                text = f"{who} is of no known type"
-                found.append(Finding(unit, "form", field, text))
-            elif place.env.mixer.place_identity(*identity, len(partitions)) != where:
-                text = f"{who} lies in bucket {where[1]} of partition {where[0]}, by mistake"
-                found.append(Finding(unit, "place", field, text))
-            elif len(value) == ids.SIZE:
-                if attempt is not None:
-                    text = f"{who} is entered as reserved, and is not"
-                    found.append(Finding(unit, "reserved", field, text))
-                owner = ids.head(value) % len(partitions)
-                settled.setdefault(owner, []).append((unit, field, value))
-            elif (held := reservation(value)) is None:
-                text = f"{who} resolves to {shown(value)}, which is no profile"
-                found.append(Finding(unit, "form", field, text))
-            elif attempt is None or float(attempt) != held.attempt:
-                text = f"{who} is reserved by {census.profile(tag, held.mixed)}, and not entered so"
-                found.append(Finding(unit, "reserved", field, text))
+            wrong = _wrong_identity(census, unit, field, value, attempt)
+            if wrong is not None:
+                what, said = wrong
+                text = f"{census.label(tag)}: identity {named(field)} {said}"
+                found.append(Finding(unit, what, field, text))
+            held = owner(value)
+            if held is not None and (wrong is None or wrong[0] == "reserved"):
+                home = ids.head(held.mixed) % len(partitions)
+                settled.setdefault(home, []).append((unit, field, held))
         left = left[done:]
-    for owner, pairs in settled.items():
-        for part in in_steps(pairs):
-            found += await _look_owners(census, partitions[owner], part)
+    for home, identities in settled.items():
+        for part in in_steps(identities):
+            found += await _look_owners(census, partitions[home], part)
     return found
 
 
+def _wrong_identity(
+    census: Census, unit: Unit, field: bytes, value: bytes, attempt: bytes | None
+) -> tuple[str, str] | None:
+    """Say what is wrong with an identity in its own slot, None if nothing is."""
+    env, _, partition = census.places[unit.tag]
+    identity = parsed_identity(field)
+    if identity is None:
+        return "form", "is of no known type"
+    where = (partition, int(unit.name))
+    if env.mixer.place_identity(*identity, len(env.partitions)) != where:
+        return "place", f"lies in bucket {where[1]} of partition {where[0]}, by mistake"
+    if owner(value) is not None:
+        return None if attempt is None else ("reserved", "is entered as reserved, and is not")
+    held = reservation(value)
+    if held is None:
+        return "form", f"resolves to {shown(value)}, which is no profile"
+    if attempt is None or float(attempt) != held.attempt:
+        who = census.profile(unit.tag, held.mixed)
+        return "reserved", f"is reserved by {who}, and not entered so"
+    return None
+
+
 async def _look_owners(
-    census: Census, tag: bytes, pairs: list[tuple[Unit, bytes, bytes]]
+    census: Census, tag: bytes, identities: Sequence[tuple[Unit, bytes, Owner]]
 ) -> list[Finding]:
     letters: bytes = await census.call(
         "verify_owners",
         [keys.key(tag, "erasing")],
-        [part for _, field, mixed in pairs for part in (mixed, field)],
+        [part for _, field, held in identities for part in (held.mixed, field, held.since)],
     )
     return [
         Finding(
             unit,
-            "unlisted" if letter == _RECORD else "ownerless",
+            _OWNERS[letter][0],
             field,
             f"{census.label(tag)}: identity {named(field)} resolves to profile"
-            f" {census.profile(tag, mixed)}, which "
-            + ("does not list it" if letter == _RECORD else "has no record"),
+            f" {census.profile(tag, held.mixed)}, which {_OWNERS[letter][1]}",
         )
-        for (unit, field, mixed), letter in zip(pairs, letters, strict=True)
-        if letter in {_RECORD, _NOTHING}
+        for (unit, field, held), letter in zip(identities, letters, strict=True)
+        if letter in _OWNERS
     ]
 
 
-_RECORD, _NOTHING = b"R-"
+_OWNERS = {
+    ord("R"): ("unlisted", "does not list it"),
+    ord("S"): ("unlisted", "lists it since another moment"),
+    ord("-"): ("ownerless", "has no record"),
+}
 
 
 async def look_reserved(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """The open reservations of a slot: each has to be what its bucket holds."""
+    """Look at the open reservations of a slot: each has to be what its bucket holds."""
     found = []
     for name in names:
         cursor = b"0"
@@ -245,17 +267,17 @@ async def look_reserved(census: Census, tag: bytes, names: list[bytes]) -> list[
 
 
 async def look_erasing(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """The profiles of a partition that are being erased: each is an id of this partition."""
+    """Look at who is being erased in a partition: each is an id that belongs there."""
     found = []
     place = census.places[tag]
     count = len(place.env.partitions)
     for name in names:
         async for step in census.walk(keys.key(tag, "erasing"), "SSCAN"):
             for mixed in step:
-                if len(mixed) != ids.SIZE or ids.head(mixed) % count != place.index:
+                if len(mixed) != ids.SIZE or ids.head(mixed) % count != place.partition:
                     text = (
                         f"{place.label}: {census.profile(tag, mixed)} is being erased in partition"
-                        f" {place.index}, and is no profile of it"
+                        f" {place.partition}, and is no profile of it"
                     )
                     found.append(Finding(Unit("erasing", tag, name), "entry", mixed, text))
     return found

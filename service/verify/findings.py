@@ -1,8 +1,8 @@
 """What verify and repair share: the census of who owns which keys, units, and findings.
 
 A *unit* is what is looked at, and mended, as one: a profile's memberships, a segment, a group's
-document. A *finding* is one thing that is wrong with a unit. Looking reads through scripts, in steps
-of a bounded size. A finding is only a suspicion at first: the store is in use meanwhile.
+document. A *finding* is one thing that is wrong with a unit. Looking reads through scripts, in
+steps of a bounded size. A finding is only a suspicion at first: the store is in use meanwhile.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Place(NamedTuple):
 
     env: Environment
     label: str
-    index: int | None
+    partition: int | None
 
 
 class Census:
-    """Who owns which tags, as the registry said when it was taken, and what a run has read since."""
+    """Who owns which tags, as the registry says, and what a run has read since."""
 
     def __init__(self, store: Store) -> None:
         """Know nothing yet: `take` reads the registry."""
@@ -101,12 +101,12 @@ class Census:
         )
 
     async def hash(self, key: bytes) -> dict[bytes, bytes]:
-        """A whole hash of the registry, which is small."""
+        """Read a whole hash of the registry, which is small."""
         flat = await self.connection.command(key, "HGETALL", key)
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def walk(self, key: bytes, command: str) -> AsyncIterator[list[bytes]]:
-        """A hash, set or sorted set of any size in steps, as HSCAN, SSCAN and ZSCAN do it."""
+        """Walk a hash, set or sorted set of any size, as HSCAN, SSCAN and ZSCAN do it."""
         cursor = b"0"
         while True:
             cursor, *parts = await self.call("verify_walk", [key], [cursor, command])
@@ -114,23 +114,23 @@ class Census:
             # A small one comes whole, whatever was asked for.
             width = 1 if command == "SSCAN" else 2
             for part in in_steps(parts, STEP * width):
-                yield part
+                yield list(part)
             if cursor == b"0":
                 return
 
     def profile(self, tag: bytes, mixed: bytes) -> str:
-        """A profile's id as its owner knows it."""
+        """Give a profile's id as its owner knows it."""
         if len(mixed) != ids.SIZE:
             return shown(mixed)
         return ids.text(self.places[tag].env.mixer.unmix(mixed))
 
     def label(self, tag: bytes) -> str:
-        """The environment of a tag: client id and name."""
+        """Name the environment of a tag: client id and name."""
         return self.places[tag].label
 
 
 def decoded(decoder: msgspec.json.Decoder[T], raw: bytes | None) -> T | None:
-    """A document, or None where it does not decode."""
+    """Decode a document; None where it does not decode."""
     if raw is None:
         return None
     try:
@@ -140,26 +140,39 @@ def decoded(decoder: msgspec.json.Decoder[T], raw: bytes | None) -> T | None:
 
 
 def in_steps(parts: Sequence[T], size: int = STEP) -> Iterator[Sequence[T]]:
-    """A sequence in pieces of a size."""
+    """Cut a sequence into pieces of a size."""
     for start in range(0, len(parts), size):
         yield parts[start : start + size]
 
 
 def whole(raw: bytes | None) -> int | None:
-    """A number that is written as we write them, else None."""
+    """Read a number that is written as we write them; None where it is none."""
     if raw is None or not raw.isdigit() or (raw[:1] == b"0" and raw != b"0"):
         return None
     return int(raw)
 
 
 def shown(raw: bytes) -> str:
-    """Bytes in a sentence: as text where they are text, else escaped, and never endless."""
+    """Write bytes into a sentence: escaped where they are no text, and never endless."""
     text = ascii(raw[:120])[1:]
-    return text if len(raw) <= 120 else f"{text[:-1]}…'"
+    return text if len(raw) <= 120 else f"{text[:-1]}...'"
+
+
+def numbered(raw: bytes) -> str:
+    """Write what should be a group's number into a sentence."""
+    return shown(raw) if whole(raw) is None else raw.decode()
+
+
+def by_name(findings: list[Finding]) -> dict[bytes, list[Finding]]:
+    """Sort findings by the names of their units."""
+    found: dict[bytes, list[Finding]] = {}
+    for each in sorted(findings):
+        found.setdefault(each.unit.name, []).append(each)
+    return found
 
 
 def now_us() -> int:
-    """Microseconds since 1970."""
+    """Give the time in microseconds since 1970."""
     return time.time_ns() // 1000
 
 

@@ -3,7 +3,7 @@
 The whole store is walked key by key while it is in use; each key is looked at through scripts in
 steps of a bounded size, together with what it has to agree with. What looks wrong is looked at
 again, up to three times, and reported only if it stays wrong. Which invariants: those of the key
-schema (every key parses and is somebody's), and those that the modules verify_*.py name.
+schema (every key parses and is somebody's), and those that the modules look_*.py name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import msgspec
 
 from service import keys
 from service.errors import ScriptFailed
-from service.findings import STEP, Census, Finding, Unit, shown, whole
-from service.verify_groups import (
+from service.verify.findings import STEP, Census, Finding, Unit, shown, whole
+from service.verify.look_groups import (
     look_counters,
     look_documents,
     look_ids,
@@ -24,15 +24,16 @@ from service.verify_groups import (
     look_intents,
     look_numbers,
 )
-from service.verify_members import look_fields, look_groups, look_memberships, look_segments
-from service.verify_profiles import (
+from service.verify.look_members import look_fields, look_groups, look_memberships, look_segments
+from service.verify.look_profiles import (
     look_buckets,
     look_erasing,
     look_listings,
     look_records,
     look_reserved,
 )
-from service.verify_registry import look_foreign, look_keys, look_registry
+from service.verify.look_registry import look_foreign, look_keys, look_registry
+from service.verify.mend import mend
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 PAUSES_SECONDS = (0.02, 0.1, 0.3)
 """How long something wrong is left alone before it is looked at again."""
+ROUNDS = 6
+"""How often repair looks and mends at most."""
 EXAMPLES = 3
 """Keys below a tag of nobody that are remembered."""
 
@@ -101,6 +104,28 @@ async def verify(store: Store, progress: Progress | None = None) -> Report:
     """Check the whole store. `progress` is told keys looked at, and about how many there are."""
     checked, findings = await examine(store, progress)
     return Report(checked, sorted({each.text for each in findings}))
+
+
+async def repair(store: Store, progress: Progress | None = None) -> Report:
+    """Mend what `verify` finds, say what was done, and verify again. Safe at any time, and twice.
+
+    One mended thing may bring another to light: it goes on until nothing is wrong, or what is
+    wrong cannot be mended.
+    """
+    mended: list[str] = []
+    for _ in range(ROUNDS):
+        checked, findings = await examine(store, progress)
+        if not findings:
+            break
+        census = Census(store)
+        await census.take()
+        done = await mend(census, findings)
+        if not done:
+            break
+        mended += done
+    else:
+        checked, findings = await examine(store, progress)
+    return Report(checked, sorted({each.text for each in findings}), mended)
 
 
 async def examine(store: Store, progress: Progress | None = None) -> tuple[int, list[Finding]]:
@@ -205,7 +230,7 @@ class _Walk:
         self._waiting.setdefault((kind, tag), []).append(name)
 
     async def flush(self, size: int) -> None:
-        """Look at what is waiting where it is at least so many: keys as such, then what they hold."""
+        """Look at what is waiting, where it is so many: keys as such, then what they hold."""
         for kind, tag in list(self._waiting):
             if kind == "key":
                 await self._flush(kind, tag, size)

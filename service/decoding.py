@@ -1,0 +1,120 @@
+"""From bytes to a struct: JSON bodies and query strings, and sentences about what does not fit.
+
+Pure. The sentences are msgspec's, which end in where it was (`$.profile_ids[3]`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from service.errors import Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Query = TypeVar("Query", bound=msgspec.Struct)
+
+_LONGEST_FIELD = 100
+"""A field name that is longer is not echoed as the key of an error."""
+
+
+def decoded(
+    decoder: msgspec.json.Decoder[Any], body: type[msgspec.Struct] | None, data: bytes
+) -> object:
+    """Decode a JSON body into its struct.
+
+    :raises Invalid: it is empty, no UTF-8, no JSON, or not what the struct says.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise misfit(str(error), body) from error
+    except msgspec.DecodeError as error:
+        if not data.strip():
+            message = "A JSON body is required, and this one is empty."
+        else:
+            reason = str(error).removeprefix("JSON is malformed: ")
+            message = f"The body is not JSON: {reason}."
+        raise Invalid(message) from error
+    except UnicodeDecodeError as error:
+        message = "The body is not valid UTF-8."
+        raise Invalid(message) from error
+    except RecursionError as error:
+        message = "The body is nested too deeply."
+        raise Invalid(message) from error
+
+
+_WHERE = re.compile(r" - at `\$\.?([^`.\[]*)[^`]*`$")
+_ROOT_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
+
+
+def misfit(message: str, shape: type[msgspec.Struct] | None = None) -> Invalid:
+    """Make an error of msgspec's sentence, which ends in where it was (`$.profile_ids[3]`).
+
+    A struct may say in `INSTEAD` what to use instead of a name it does not have.
+    """
+    root = _ROOT_FIELD.match(message)
+    if root is not None:
+        field = root.group(1)
+        if len(field) > _LONGEST_FIELD:
+            return Invalid("Object contains an unknown field with a very long name - at `$`")
+        instead: Mapping[str, str] = getattr(shape, "INSTEAD", {})
+        return Invalid(" - ".join(filter(None, (message, instead.get(field)))), field)
+    where = _WHERE.search(message)
+    return Invalid(message, where.group(1) or None if where else None)
+
+
+def raw_values(query_string: str, name: str) -> list[str]:
+    """Give the values of a query parameter as the client wrote them, still percent-encoded."""
+    pieces = (piece.partition("=") for piece in query_string.split("&"))
+    return [value for key, _, value in pieces if plain(key) == name]
+
+
+def plain(text: str) -> str:
+    """Decode a name or value of a query string.
+
+    :raises Invalid: it is not valid UTF-8.
+    """
+    if "%" not in text and "+" not in text:
+        return text
+    try:
+        return unquote_to_bytes(text.replace("+", " ")).decode()
+    except UnicodeDecodeError as error:
+        message = "The query string is not valid UTF-8."
+        raise Invalid(message) from error
+
+
+@functools.cache
+def _parameters(shape: type[msgspec.Struct]) -> dict[str, bool]:
+    """Give the query parameters of a struct -> whether each may be repeated."""
+    hints = msgspec.structs.fields(shape)
+    return {field.encode_name: isinstance(field.default_factory, type) for field in hints}
+
+
+def query_of(query_string: str, shape: type[Query]) -> Query:
+    """Convert the query string into its struct. Parameters that the struct lacks are ignored.
+
+    :raises Invalid: a value does not fit, or one that stands alone is given twice.
+    """
+    parameters = _parameters(shape)
+    values: dict[str, Any] = {}
+    for piece in query_string.split("&"):
+        key, _, value = piece.partition("=")
+        name = plain(key)
+        repeated = parameters.get(name)
+        if repeated:
+            values.setdefault(name, []).append(plain(value))
+        elif repeated is not None:
+            if name in values:
+                message = f"`{name}` is given more than once - at `$.{name}`"
+                raise Invalid(message, name)
+            values[name] = plain(value)
+    try:
+        return msgspec.convert(values, shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise misfit(str(error)) from error

@@ -1,0 +1,83 @@
+"""From bytes to a struct, and what is said of what does not fit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import pytest
+from msgspec import Meta
+
+from service.decoding import decoded, misfit, plain, query_of, raw_values
+from service.errors import Invalid
+
+
+class Shape(msgspec.Struct, forbid_unknown_fields=True):
+    """A body."""
+
+    ids: list[str]
+
+
+class Parameters(msgspec.Struct):
+    """A query string."""
+
+    size: Annotated[int, Meta(ge=1)] = 20
+    deep: bool = False
+    name: str | None = None
+    tags: list[str] = []
+
+
+def refused(data: bytes) -> tuple[str | None, str]:
+    with pytest.raises(Invalid) as caught:
+        decoded(msgspec.json.Decoder(Shape), Shape, data)
+    return caught.value.field, str(caught.value)
+
+
+def test_a_body_becomes_its_struct() -> None:
+    found = decoded(msgspec.json.Decoder(Shape), Shape, b' {"ids": ["a"]} ')
+
+    assert found == Shape(["a"])
+
+
+def test_what_does_not_fit_is_said_with_field_and_place() -> None:
+    assert refused(b'{"ids":["a",1]}') == ("ids", "Expected `str`, got `int` - at `$.ids[1]`")
+    assert refused(b"{}") == ("ids", "Object missing required field `ids`")
+    assert refused(b'{"ids":[],"x":1}') == ("x", "Object contains unknown field `x`")
+    assert refused(b"[]") == (None, "Expected `object`, got `array`")
+    assert refused(b"") == (None, "A JSON body is required, and this one is empty.")
+    assert refused(b"\xff")[1] in ("The body is not valid UTF-8.", refused(b"!")[1])
+
+
+def test_a_sentence_about_a_part_of_a_field_names_the_field() -> None:
+    assert misfit("no - at `$.a[1].b`").field == "a"
+    assert misfit("no - at `$[1].b`").field is None
+    assert misfit("no").field is None
+
+
+def test_a_query_string_becomes_its_struct_and_strangers_are_passed_over() -> None:
+    assert query_of("", Parameters) == Parameters()
+    assert query_of("size=3&deep=true&name=&tags=a&tags=b&&x=1&y", Parameters) == Parameters(
+        3, deep=True, name="", tags=["a", "b"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("size=0", "size"), ("size=1&size=1", "size"), ("deep=perhaps", "deep"), ("deep", "deep")],
+)
+def test_a_parameter_that_does_not_fit_is_named(query: str, field: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        query_of(query, Parameters)
+
+    assert caught.value.field == field
+
+
+def test_names_and_values_are_decoded_once() -> None:
+    assert plain("a%20b+c%2Bd%2525") == "a b c+d%25"
+    assert query_of("n%61me=%2B", Parameters).name == "+"
+    with pytest.raises(Invalid, match="UTF-8"):
+        plain("%ff")
+
+
+def test_raw_values_are_as_the_client_wrote_them() -> None:
+    assert raw_values("tags=a%3Ab:c&x=1&t%61gs=d", "tags") == ["a%3Ab:c", "d"]

@@ -1,0 +1,132 @@
+"""Ids: their text, their packed form and their mix."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import ids
+
+MALFORMED = [
+    "",
+    "x",
+    "0" * 32,
+    "0" * 36,
+    "{00000000-0000-4000-8000-000000000000}",
+    "00000000-0000-4000-8000-00000000000g",
+    "00000000-0000-4000-8000-00000000000٣",
+    "00000000-0000-4000-8000-0000000000-0",
+    "-0000000-0000-4000-8000-000000000000",
+    "00000000-0000-4000-8000-00000000000\n",
+    "00000000-0000-4000-8000-000000000000 ",
+    " 0000000-0000-4000-8000-000000000000",
+    "0000000000-00-4000-8000-000000000000",
+]
+
+
+@pytest.fixture
+def mixer():
+    return ids.Mixer(bytes(range(32)))
+
+
+@given(st.uuids())
+def test_text_and_bytes_are_the_same_id(value):
+    assert (value.bytes, str(value)) == (ids.parse(str(value)), ids.text(value.bytes))
+
+
+@given(st.uuids())
+def test_upper_case_is_the_same_id(value):
+    assert value.bytes == ids.parse(str(value).upper())
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_any_other_text_is_no_id(text):
+    assert ids.parse(text) is None
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_packing_leaves_out_what_is_malformed_and_says_where(text):
+    good = str(uuid.UUID(int=1))
+    packed = uuid.UUID(int=1).bytes
+    assert (packed * 2, [1]) == ids.pack([good, text, good])
+
+
+def test_malformed_texts_do_not_make_up_for_one_another():
+    short, long = str(uuid.UUID(int=1))[:-1], str(uuid.UUID(int=1)) + "0"
+    assert (b"", [0, 1]) == ids.pack([short, long])
+
+
+@given(st.lists(st.uuids()))
+def test_packing_keeps_the_order(values):
+    packed, malformed = ids.pack([str(value) for value in values])
+    assert ([value.bytes for value in values], []) == (ids.split(packed), malformed)
+
+
+@given(st.lists(st.one_of(st.uuids().map(str), st.text(max_size=40))))
+def test_packing_many_is_as_parsing_each(texts):
+    packed, malformed = ids.pack(texts)
+    parsed = [ids.parse(text) for text in texts]
+    assert [each for each in parsed if each is not None] == ids.split(packed)
+    assert [at for at, each in enumerate(parsed) if each is None] == malformed
+
+
+def test_mixing_is_undone_by_unmixing(mixer):
+    packed = b"".join(ids.new() for _ in range(100))
+    assert packed == mixer.unmix(mixer.mix(packed))
+
+
+def test_the_mix_of_an_id_does_not_depend_on_its_neighbours(mixer):
+    one, two = ids.new(), ids.new()
+    assert mixer.mix(one) + mixer.mix(two) == mixer.mix(one + two)
+
+
+@pytest.mark.parametrize("size", [1, 15, 17])
+@pytest.mark.parametrize("way", ["mix", "unmix"])
+def test_a_partial_id_is_refused_and_shifts_nothing(mixer, way, size):
+    one = ids.new()
+    before = getattr(mixer, way)(one)
+    with pytest.raises(ValueError, match="no whole number of ids"):
+        getattr(mixer, way)(b"x" * size)
+    assert before == getattr(mixer, way)(one)
+
+
+def test_another_application_mixes_otherwise(mixer):
+    one = ids.new()
+    assert mixer.mix(one) != ids.Mixer(bytes(32)).mix(one)
+
+
+def test_ids_that_begin_alike_are_spread_evenly(mixer):
+    packed = b"".join(n.to_bytes(16, "big") for n in range(16_000))
+    held = Counter(ids.head(each) % 16 for each in ids.split(mixer.mix(packed)))
+    assert 800 < min(held.values()) < max(held.values()) < 1200
+
+
+@pytest.mark.parametrize("partitions", [1, 8, 64])
+def test_a_drawn_id_lies_in_the_partition_asked_for(mixer, partitions):
+    for partition in range(partitions):
+        drawn = mixer.draw(partition, partitions)
+        assert partition == ids.head(drawn) % partitions
+        assert 4 == uuid.UUID(bytes=mixer.unmix(drawn)).version
+
+
+def test_an_identity_has_one_place(mixer):
+    place = mixer.place_identity("email", "x", 8)
+    assert place == mixer.place_identity("email", "x", 8)
+    assert 0 <= place[0] < 8
+
+
+def test_identities_spread_over_places(mixer):
+    places = {mixer.place_identity("email", str(n), 8) for n in range(1000)}
+    assert len(places) > 990
+
+
+def test_keys_of_different_purposes_differ():
+    assert ids.derive(b"s", b"mix", 16) != ids.derive(b"s", b"identity", 16)
+
+
+def test_one_application_has_one_mixer():
+    assert ids.mixer(b"s") is ids.mixer(b"s")

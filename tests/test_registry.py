@@ -1,0 +1,238 @@
+"""The registry: applications, credentials, signing keys, and the copy that each process holds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from service import keys, registry
+from service.errors import Conflict, Invalid, NotFound, Unavailable, Unusable
+from service.groups import NewGroup
+from service.ids import new
+from service.store import Store
+from service.worker import work
+from tests import backings
+
+
+@pytest.fixture
+async def second(backing):
+    """Another process on the same store."""
+    opened = await Store.open(backing.url)
+    yield opened
+    await opened.close()
+
+
+async def test_an_application_is_found_by_its_client_id(store):
+    made = await store.registry.create_application("one", name="One", partitions=8)
+    found = await store.registry.application("one")
+    assert (made.number, "One", 8) == (found.number, found.name, len(found.production.partitions))
+
+
+async def test_an_unknown_application_is_none(store):
+    assert await store.registry.application("nobody") is None
+
+
+async def test_applications_share_no_numbers_and_no_tags(store):
+    made = [await store.registry.create_application(f"a{n}", partitions=8) for n in range(4)]
+    environments = [each for app in made for each in app.environments.values()]
+    tags = [tag for each in environments for tag in (each.directory, *each.partitions)]
+    assert (8, 8 * 9) == (len({each.number for each in environments}), len(set(tags)))
+    assert 4 == len({each.workspace_id for each in made})
+
+
+@pytest.mark.parametrize("client_id", ["", "a b", "ä", "x" * 65, "a/b", "{7}"])
+async def test_a_client_id_is_plain(store, client_id):
+    with pytest.raises(Invalid):
+        await store.registry.create_application(client_id)
+
+
+@pytest.mark.parametrize("partitions", [0, 65])
+async def test_partitions_have_bounds(store, partitions):
+    with pytest.raises(Invalid):
+        await store.registry.create_application("one", partitions=partitions)
+
+
+async def test_a_client_id_is_taken_once(store, second):
+    done = await asyncio.gather(
+        *(each.registry.create_application("one") for each in (store, second) * 3),
+        return_exceptions=True,
+    )
+    assert 5 == sum(isinstance(each, Conflict) for each in done)
+
+
+async def test_a_workspace_is_taken_once(store):
+    await store.registry.create_application("one", workspace_id=7)
+    with pytest.raises(Conflict):
+        await store.registry.create_application("two", workspace_id=7)
+    assert await store.registry.application("two") is None
+
+
+async def test_a_workspace_that_was_asked_for_is_passed_over_by_the_counter(store):
+    await store.registry.create_application("one", workspace_id=1)
+    made = await store.registry.create_application("two")
+    assert 2 == made.workspace_id
+
+
+async def test_settings_change_one_by_one(store, second):
+    await store.registry.create_application("one")
+    await asyncio.gather(
+        store.registry.update_application("one", name="N"),
+        second.registry.update_application("one", profiles="registered"),
+        second.registry.update_application("one", groups_per_profile=7),
+    )
+    found = (await store.registry.list_applications())[0]
+    assert ("N", "registered", 7) == (found.name, found.profiles, found.groups_per_profile)
+    assert 7 == found.production.groups_per_profile
+
+
+@pytest.mark.parametrize(
+    "change", [{"profiles": "some"}, {"groups_per_profile": 0}, {"groups_per_profile": 10_001}]
+)
+async def test_a_setting_that_cannot_be_is_refused(store, change):
+    await store.registry.create_application("one")
+    with pytest.raises(Invalid):
+        await store.registry.update_application("one", **change)
+
+
+async def test_an_unknown_application_cannot_be_changed(store):
+    with pytest.raises(NotFound):
+        await store.registry.update_application("nobody", name="N")
+    with pytest.raises(NotFound):
+        await store.registry.delete_application("nobody")
+
+
+async def test_an_application_that_holds_something_is_not_deleted(store):
+    application = await store.registry.create_application("one", partitions=8)
+    env = application.environments["development"]
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    await store.members.add_members(env, group.number, new())
+    with pytest.raises(Conflict):
+        await store.registry.delete_application("one")
+    await store.groups.delete_group(env, group.id)
+    with pytest.raises(Conflict):
+        await store.registry.delete_application("one")
+    await work(store, grace_us=0)
+    await store.registry.delete_application("one")
+    assert await store.registry.application("one") is None
+
+
+async def test_a_lost_counter_makes_no_two_applications_share_their_data(store):
+    """A failover lost the counters. The next application got the numbers of the first."""
+    first = await store.registry.create_application("one")
+    counters = keys.key(keys.REGISTRY, "numbers")
+    await store.connection.command(counters, "DEL", counters)
+    second = await store.registry.create_application("two")
+    assert {"one", "two"} == {each.client_id for each in await store.registry.list_applications()}
+    numbers = [each.number for app in (first, second) for each in app.environments.values()]
+    assert 4 == len(set(numbers))
+
+
+async def test_a_change_is_seen_by_others_within_a_second_or_so(store, second):
+    await store.registry.create_application("one")
+    assert (await second.registry.application("one")).name == "one"
+    await store.registry.update_application("one", name="new")
+    deadline = time.monotonic() + 2
+    while (await second.registry.application("one")).name != "new":
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def test_a_credential_has_a_secret_that_is_not_kept(store):
+    await store.registry.create_application("one")
+    credential, secret = await store.registry.create_credential(["one"], ["admin"])
+    assert credential == await store.registry.credential(credential.id)
+    key = keys.key(keys.REGISTRY, "credentials")
+    assert secret.encode() not in await store.connection.command(key, "HGET", key, credential.id)
+
+
+@pytest.mark.parametrize(
+    ("applications", "scopes", "refusal"),
+    [
+        (["nobody"], ["admin"], NotFound),
+        ([], ["admin"], Invalid),
+        (["one"], [], Invalid),
+        (["one"], ["all"], Invalid),
+    ],
+)
+async def test_a_credential_is_for_something(store, applications, scopes, refusal):
+    await store.registry.create_application("one")
+    with pytest.raises(refusal):
+        await store.registry.create_credential(applications, scopes)
+
+
+async def test_a_deactivated_credential_is_so_for_others_too(store, second):
+    await store.registry.create_application("one")
+    credential, _ = await store.registry.create_credential(["one"], ["admin"])
+    assert (await second.registry.credential(credential.id)).active
+    await store.registry.deactivate_credential(credential.id)
+    deadline = time.monotonic() + 2
+    while (await second.registry.credential(credential.id)).active:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def test_an_unknown_credential_is_none_and_cannot_be_deactivated(store):
+    assert await store.registry.credential("nobody") is None
+    with pytest.raises(NotFound):
+        await store.registry.deactivate_credential("nobody")
+
+
+async def test_processes_that_start_together_sign_with_one_key(store, second):
+    made = await asyncio.gather(
+        *(each.registry.signing_key() for each in (store, second, store, second))
+    )
+    assert 1 == len({each.kid for each in made})
+
+
+async def test_a_rotated_key_is_published_before_it_signs(store, second):
+    old = await store.registry.signing_key()
+    rotated = await store.registry.rotate_keys()
+    assert old == await store.registry.signing_key()
+    assert rotated == (await second.registry.signing_keys(rotated.kid))[rotated.kid]
+
+
+async def test_a_key_that_signs_no_more_is_kept_for_its_tokens_and_then_forgotten(
+    store, monkeypatch
+):
+    old = await store.registry.signing_key()
+    now = registry._now_us()
+    rotated = await store.registry.rotate_keys()
+    monkeypatch.setattr(registry, "_now_us", lambda: now + 7 * 3_600_000_000)
+    await store.registry.rotate_keys()
+    assert {old.kid, rotated.kid} <= set(await store.registry.signing_keys())
+    monkeypatch.setattr(registry, "_now_us", lambda: now + 9 * 3_600_000_000)
+    await store.registry.rotate_keys()
+    assert old.kid not in await store.registry.signing_keys()
+
+
+async def test_unknown_names_are_no_flood_of_reads(store):
+    await store.registry.credential("first")
+    before = store.connection.stats.commands
+    await asyncio.gather(*(store.registry.credential(str(n)) for n in range(1000)))
+    assert store.connection.stats.commands - before < 20
+
+
+async def test_a_copy_that_was_not_confirmed_is_used_no_longer(monkeypatch):
+    monkeypatch.setattr(registry, "STALE_SECONDS", 0.3)
+    server = backings.embedded()
+    try:
+        store = await Store.open(server.url)
+        await store.registry.create_application("one")
+        server.kill()
+        await store.registry.application("one")
+        await asyncio.sleep(0.4)
+        with pytest.raises(Unavailable):
+            await store.registry.application("one")
+        await store.close()
+    finally:
+        server.stop()
+
+
+async def test_another_storage_format_is_refused(store, backing):
+    key = keys.key(keys.REGISTRY, "format")
+    await store.connection.command(key, "SET", key, "99")
+    with pytest.raises(Unusable, match="storage format 99"):
+        await Store.open(backing.url)
+    await store.connection.command(key, "SET", key, keys.FORMAT)

@@ -1,0 +1,635 @@
+"""Memberships: outcomes, exact walks under change, sizes, and what each request costs.
+
+What is said of lists in general (to and fro, cuts at the ends) the state machine of
+test_invariants.py proves too; here the lists are long and change while they are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import sys
+from collections import Counter, defaultdict
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from service import ids, keys, scripts
+from service.cuts import Cut
+from service.errors import NotFound, Unavailable
+from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
+from service.store import Store
+from service.worker import work
+from tests import backings
+
+if TYPE_CHECKING:
+    from service.groups import Group
+    from service.registry import Environment
+
+MEMBERS = 20_000
+MANY = 200_000
+LONGEST_US = 2_000
+"""Server time that one script may take at most, for everybody else waits."""
+REFERENCE = "for _ = 1, 1000 do redis.call('ECHO', 'x') end"
+REFERENCE_US = 1_000
+"""What the reference takes where the sizes of scripts were chosen; a slower machine gets more."""
+
+on_real_servers = pytest.mark.parametrize("backing", ["embedded", "cluster"], indirect=True)
+on_one_server = pytest.mark.parametrize(("backing", "partitions"), [("embedded", 1)], indirect=True)
+
+
+@pytest.fixture
+async def group(store, env):
+    return await store.groups.create_group(env, NewGroup(name="g"))
+
+
+@pytest.fixture
+async def second(backing):
+    """Another process on the same store."""
+    opened = await Store.open(backing.url)
+    yield opened
+    await opened.close()
+
+
+def some(count):
+    return [ids.new() for _ in range(count)]
+
+
+async def add(store, env, group, wanted):
+    for start in range(0, len(wanted), 10_000):
+        part = wanted[start : start + 10_000]
+        letters = await store.members.add_members(env, group.number, b"".join(part))
+        assert b"+" * len(part) == letters
+
+
+async def everybody(store, env, number, *, backward=False, sizes=(1000,)):
+    """The ids of a whole walk, in the order in which they came."""
+    end = Cut(backward=True, partition=len(env.partitions) - 1, key=b"\xff" * 16)
+    cut: Cut | None = end if backward else None
+    found: list[bytes] = []
+    while True:
+        page = await store.members.list_members(env, number, cut, random.choice(sizes))
+        rows = [row.id for row in page.rows]
+        found += reversed(rows) if backward else rows
+        cut = page.first if backward else page.last
+        if cut is None:
+            return found
+
+
+async def keys_of(store):
+    found = set()
+    async for part in store.connection.scan():
+        found |= {parsed.kind for key in part if (parsed := keys.parse(key)) is not None}
+    return found
+
+
+async def test_added_profiles_are_members_and_the_others_are_not(store, env, group):
+    member, other = some(2)
+    await store.members.add_members(env, group.number, member)
+    letters = await store.members.check_members(env, [group.number] * 2, member + other)
+    assert b"10" == letters
+
+
+async def test_adding_answers_for_each_id_in_the_order_given(store, env, group):
+    one, two, three = some(3)
+    await store.members.add_members(env, group.number, two)
+    letters = await store.members.add_members(env, group.number, one + two + one + three)
+    assert b"+=++" == letters
+
+
+async def test_removing_answers_for_each_id_in_the_order_given(store, env, group):
+    one, two, three = some(3)
+    await store.members.add_members(env, group.number, one + two)
+    letters = await store.members.remove_members(env, group.number, two + three + two + one)
+    assert b"-.--" == letters
+
+
+async def test_who_is_added_again_keeps_the_time_of_joining(store, env, group):
+    [one] = some(1)
+    await store.members.add_members(env, group.number, one, now_us=1)
+    await store.members.add_members(env, group.number, one, now_us=2)
+    member = await store.members.get_member(env, group.number, one)
+    assert 1 == member.joined_at_us
+
+
+async def test_a_stranger_is_no_member(store, env, group):
+    assert await store.members.get_member(env, group.number, ids.new()) is None
+
+
+async def test_a_member_shows_its_custom_id(store, env, group):
+    [one] = await store.profiles.resolve_identities(env, "customer_id", ["c"], create=True)
+    await store.members.add_members(env, group.number, one)
+    page = await store.members.list_members(env, group.number, None, 10)
+    assert [(one, "c")] == [(row.id, row.custom_id) for row in page.rows]
+
+
+async def test_a_profile_over_its_limit_of_groups_is_said_to_be(store, application):
+    application = await store.registry.update_application(
+        application.client_id, groups_per_profile=2
+    )
+    env = application.production
+    one, other = some(2)
+    groups = [await store.groups.create_group(env, NewGroup(name="g")) for _ in range(3)]
+    for each in groups[:2]:
+        await store.members.add_members(env, each.number, one)
+    assert b"L+" == await store.members.add_members(env, groups[2].number, one + other)
+    assert b"=" == await store.members.add_members(env, groups[1].number, one)
+
+
+async def test_an_inactive_group_has_no_members_until_it_is_active_again(store, env, group):
+    one, two = some(2)
+    await store.members.add_members(env, group.number, one)
+    await store.groups.update_group(env, group.id, GroupChanges(is_active=False))
+    assert b"n" == await store.members.check_members(env, [group.number], one)
+    for asked in (
+        store.members.add_members(env, group.number, two),
+        store.members.remove_members(env, group.number, one),
+        store.members.get_member(env, group.number, one),
+        store.members.list_members(env, group.number, None, 10),
+    ):
+        with pytest.raises(NotFound):
+            await asked
+    assert [] == (await store.members.list_profile_groups(env, one, None, 10)).rows
+    awake = GroupChanges(is_active=True)
+    await store.groups.update_group(env, group.id, awake, include_inactive=True)
+    assert [one] == await everybody(store, env, group.number)
+
+
+@on_real_servers
+async def test_ten_thousand_ids_with_repeats_are_one_call(store, env, group):
+    wanted = some(5_000)
+    packed = b"".join(wanted + wanted)
+    assert b"+" * 10_000 == await store.members.add_members(env, group.number, packed)
+    assert b"=" * 10_000 == await store.members.add_members(env, group.number, packed)
+    letters = await store.members.check_members(env, [group.number] * 10_000, packed)
+    assert b"1" * 10_000 == letters
+    assert b"-" * 10_000 == await store.members.remove_members(env, group.number, packed)
+
+
+@on_real_servers
+async def test_a_walk_under_change_gives_everybody_who_stays_exactly_once(
+    store, second, env, group
+):
+    """Ten thousand come and go meanwhile, so the segments split and merge."""
+    staying, coming = some(MEMBERS), some(10_000)
+    await add(store, env, group, staying)
+    done = asyncio.Event()
+    changes: Counter[int] = Counter()
+
+    async def change():
+        while not done.is_set():
+            for start in range(0, len(coming), 500):
+                part = b"".join(coming[start : start + 500])
+                change_members = random.choice(
+                    [second.members.add_members, second.members.remove_members]
+                )
+                changes.update(await change_members(env, group.number, part))
+                if done.is_set():
+                    return
+
+    changing = asyncio.ensure_future(change())
+    sizes = (1, 19, 200, 250, 251, 1000)
+    forward = await everybody(store, env, group.number, sizes=sizes)
+    backward = await everybody(store, env, group.number, sizes=sizes, backward=True)
+    done.set()
+    await changing
+    assert changes[ord("+")] > 0
+    assert changes[ord("-")] > 0
+    kept = set(staying)
+    assert Counter(staying) == Counter(each for each in forward if each in kept)
+    assert Counter(staying) == Counter(each for each in backward if each in kept)
+    assert len(forward) == len(set(forward))
+    order = [each for each in forward if each in kept]
+    assert order == [each for each in reversed(backward) if each in kept]
+
+
+async def test_next_then_previous_is_the_same_page_if_nothing_changed(store, env, group):
+    await add(store, env, group, some(300))
+    first = await store.members.list_members(env, group.number, None, 70)
+    second = await store.members.list_members(env, group.number, first.last, 100)
+    again = await store.members.list_members(env, group.number, second.first, 70)
+    assert first == again
+
+
+async def test_the_page_before_is_short_only_at_the_start(store, env, group):
+    await add(store, env, group, some(30))
+    first = await store.members.list_members(env, group.number, None, 10)
+    second = await store.members.list_members(env, group.number, first.last, 10)
+    before = await store.members.list_members(env, group.number, second.first, 25)
+    assert (first.rows, None) == (before.rows, before.first)
+
+
+async def test_an_empty_page_has_the_position_that_was_asked_for(store, env, group):
+    wanted = some(20)
+    await add(store, env, group, wanted)
+    first = await store.members.list_members(env, group.number, None, 10)
+    shown = {row.id for row in first.rows}
+    rest = [each for each in wanted if each not in shown]
+    await store.members.remove_members(env, group.number, b"".join(rest))
+    empty = await store.members.list_members(env, group.number, first.last, 10)
+    assert ([], None) == (empty.rows, empty.last)
+    back = await store.members.list_members(env, group.number, empty.first, 10)
+    assert first.rows == back.rows
+    await store.members.add_members(env, group.number, b"".join(rest))
+    on = await store.members.list_members(env, group.number, first.last, 10)
+    assert set(rest) == {row.id for row in on.rows}
+
+
+async def test_a_list_that_was_emptied_has_nothing_on_either_side(store, env, group):
+    await add(store, env, group, some(20))
+    page = await store.members.list_members(env, group.number, None, 10)
+    packed = b"".join(await everybody(store, env, group.number))
+    await store.members.remove_members(env, group.number, packed)
+    empty = await store.members.list_members(env, group.number, page.last, 10)
+    assert (0, [], None, None) == (empty.count, empty.rows, empty.first, empty.last)
+
+
+@on_one_server
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["removed", "deleted"])
+async def test_a_group_of_many_that_is_emptied_leaves_no_key(store, env, group, how):
+    wanted = some(MANY)
+    await add(store, env, group, wanted)
+    assert [MANY] == await store.members.count_members(env, [group.number])
+    if how == "removed":
+        for start in range(0, MANY, 10_000):
+            part = b"".join(wanted[start : start + 10_000])
+            await store.members.remove_members(env, group.number, part)
+    else:
+        await store.groups.delete_group(env, group.id)
+        await work(store, grace_us=0)
+    kinds = await keys_of(store)
+    assert set() == kinds & {"m", "g", "count", "shape", "profile", "deleting", "intents"}
+
+
+def guesses():
+    """Ids that begin alike, and ids that would under a key that somebody guessed."""
+    alike = [b"\x00" * 8 + n.to_bytes(8, "big") for n in range(13_000)]
+    guessed = ids.split(ids.Mixer(bytes(32)).unmix(b"".join(alike)))
+    return {"none": alike, "a guessed key": guessed}
+
+
+@on_one_server
+@pytest.mark.parametrize("guess", guesses())
+async def test_ids_made_to_collide_spread_all_the_same(store, env, group, guess):
+    await add(store, env, group, guesses()[guess])
+    sizes = []
+    async for part in store.connection.scan():
+        segments = [key for key in part if (keys.parse(key) or [None] * 2)[1] == "g"]
+        sizes += [await store.connection.command(key, "ZCARD", key) for key in segments]
+    assert sum(sizes) == 26_000
+    assert max(sizes) <= 130
+
+
+@on_real_servers
+async def test_delete_against_adding_leaves_nobody_behind(store, second, env):
+    for _ in range(10):
+        group = await store.groups.create_group(env, NewGroup(name="g"))
+        adding = [
+            second.members.add_members(env, group.number, b"".join(some(150))) for _ in range(6)
+        ]
+        deleting = store.groups.delete_group(env, group.id)
+        done = await asyncio.gather(*adding[:3], deleting, *adding[3:], return_exceptions=True)
+        assert {bytes, NotFound, type(None)} >= {type(each) for each in done}
+        await work(store, grace_us=0)
+        assert [0] == await store.members.count_members(env, [group.number])
+    kinds = await keys_of(store)
+    assert set() == kinds & {"m", "g", "count", "shape", "deleting"}
+
+
+@asynccontextmanager
+async def alone(*options):
+    """A server of our own, an open store that asks nothing by itself, and an application."""
+    server = backings.embedded(*options)
+    try:
+        store = await Store.open(server.url)
+        try:
+            env = (await store.registry.create_application("test")).production
+            while store.cache.directory(env.directory).version is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            for task in store._tasks:
+                task.cancel()
+            yield server, store, env
+        finally:
+            await store.close()
+    finally:
+        server.stop()
+
+
+async def test_a_full_store_can_be_read_and_emptied():
+    async with alone() as (server, store, env):
+        one, two = some(2)
+        [named] = await store.profiles.resolve_identities(env, "email", ["e"], create=True)
+        groups = [await store.groups.create_group(env, NewGroup(name="g")) for _ in range(2)]
+        for group in groups:
+            await store.members.add_members(env, group.number, one + two + named)
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        number = groups[0].number
+        for refused in (
+            store.members.add_members(env, number, ids.new()),
+            store.profiles.resolve_identities(env, "email", ["f"], create=True),
+            store.profiles.add_identity(env, one, "email", "g"),
+            store.groups.create_group(env, NewGroup(name="h")),
+            store.groups.update_group(env, groups[0].id, GroupChanges(name="h")),
+        ):
+            with pytest.raises(Unavailable):
+                await refused
+        assert {one, two, named} == set(await everybody(store, env, number))
+        assert b"1" == await store.members.check_members(env, [number], one)
+        assert 2 == (await store.members.list_profile_groups(env, one, None, 10)).count
+        assert b"-" == await store.members.remove_members(env, number, one)
+        assert 2 == (await store.profiles.erase_profile(env, named)).memberships
+        await store.groups.delete_group(env, groups[1].id)
+        assert 1 == await store.groups.sweep_groups(env, 2**62)
+        assert {two} == set(await everybody(store, env, number))
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        assert b"+" == await store.members.add_members(env, number, one)
+
+
+def commands_of(server):
+    """How many commands a server has run, other than the ones by which it is asked that."""
+    said = server.about("INFO commandstats")
+    return sum(
+        int(value.split(",")[0].removeprefix("calls="))
+        for name, value in said.items()
+        if name.split("_", 1)[1] not in {"info", "ping"} and "|" not in name
+    )
+
+
+@asynccontextmanager
+async def counted(server, store):
+    """How many commands and batches leave within the block, as we and as the server count them."""
+    stats = store.connection.stats
+    before = commands_of(server), stats.commands, stats.batches
+    found: dict[str, int] = {}
+    yield found
+    after = commands_of(server), stats.commands, stats.batches
+    run, sent, batches = (b - a for a, b in zip(before, after, strict=True))
+    found.update(run=run, sent=sent, batches=batches)
+
+
+async def test_a_warm_lookup_is_one_command():
+    """What a script calls inside counts for the server too; EVALSHA is what a round trip is."""
+    async with alone() as (server, store, env):
+        [one] = some(1)
+        groups = [await store.groups.create_group(env, NewGroup(name="g")) for _ in range(3)]
+        for group in groups:
+            await store.members.add_members(env, group.number, one)
+        lookups = {
+            "check": lambda: check(store, env, groups[0].id, one),
+            "groups of a profile": lambda: store.members.list_profile_groups(env, one, None, 20),
+        }
+        costs = {}
+        for name, lookup in lookups.items():
+            await lookup()
+            server.ask("CONFIG", "RESETSTAT")
+            async with counted(server, store) as found:
+                await lookup()
+            calls = server.about("INFO commandstats")["cmdstat_evalsha"].split(",")[0]
+            costs[name] = (calls, found["sent"], found["batches"])
+        assert dict.fromkeys(lookups, ("calls=1", 1, 1)) == costs
+
+
+async def check(store, env, gid, profile):
+    number = await store.groups.number_of(env, gid)
+    return await store.members.check_members(env, [number], profile)
+
+
+async def test_concurrent_checks_leave_in_a_handful_of_writes():
+    async with alone() as (server, store, env):
+        group = await store.groups.create_group(env, NewGroup(name="g"))
+        wanted = some(100)
+        await check(store, env, group.id, wanted[0])
+        async with counted(server, store) as found:
+            await asyncio.gather(*(check(store, env, group.id, each) for each in wanted))
+        assert 100 == found["sent"]
+        assert found["batches"] <= 5
+
+
+def script_times_us(server):
+    """Scripts that ran since the last look, by their SHA: the longest time of each, in us."""
+    entries = server.ask("SLOWLOG", "GET", -1)
+    server.ask("SLOWLOG", "RESET")
+    longest: Counter[bytes] = Counter()
+    for _, _, us, command, *_ in entries:
+        if command[0] == b"EVALSHA":
+            longest[command[1]] = max(longest[command[1]], us)
+    return longest
+
+
+@dataclass
+class Loaded:
+    """A store with something in it: a large group, and somebody in a thousand groups."""
+
+    store: Store
+    env: Environment
+    everyone: list[bytes]
+    big: Group
+    many: list[Group]
+    joiner: bytes
+    listed: list[str]
+
+    async def create(self):
+        return await self.store.groups.create_group(self.env, NewGroup(name="g"))
+
+    async def add(self, number, wanted):
+        await self.store.members.add_members(self.env, number, b"".join(wanted))
+
+
+async def loaded(store, env):
+    everyone, [joiner] = some(100_000), some(1)
+    listed = [str(n) for n in range(500)]
+    new = NewGroup(name="g")
+    many = await asyncio.gather(*(store.groups.create_group(env, new) for _ in range(1000)))
+    big = await store.groups.create_group(env, new)
+    await add(store, env, big, everyone)
+    for group in many:
+        await store.members.add_members(env, group.number, joiner)
+    await store.profiles.resolve_identities(env, "email", listed, create=True)
+    return Loaded(store, env, everyone, big, many, joiner, listed)
+
+
+async def add_to_big(at):
+    yield
+    await at.add(at.big.number, some(100))
+
+
+async def add_to_new(at):
+    group = await at.create()
+    yield
+    await at.add(group.number, some(100))
+
+
+async def add_known_to_new(at):
+    group = await at.create()
+    yield
+    await at.add(group.number, at.everyone[:100])
+
+
+async def remove(at):
+    wanted = at.everyone[-100:]
+    del at.everyone[-100:]
+    yield
+    await at.store.members.remove_members(at.env, at.big.number, b"".join(wanted))
+
+
+async def check_pairs(at):
+    packed = b"".join(random.sample(at.everyone, 1000))
+    yield
+    await at.store.members.check_members(at.env, [each.number for each in at.many], packed)
+
+
+async def list_members(at):
+    yield
+    page = await at.store.members.list_members(at.env, at.big.number, None, 250)
+    await at.store.members.list_members(at.env, at.big.number, page.last, 250)
+
+
+async def list_1000_groups_of_profile(at):
+    yield
+    await at.store.members.list_profile_groups(at.env, at.joiner, None, 1000)
+
+
+async def list_20_of_1000_groups_of_profile(at):
+    yield
+    await at.store.members.list_profile_groups(at.env, at.joiner, None, 20)
+
+
+async def count_1000_groups(at):
+    yield
+    await at.store.members.count_members(at.env, [each.number for each in at.many])
+
+
+async def sweep(at):
+    group = await at.create()
+    await add(at.store, at.env, group, some(5_000))
+    await at.store.groups.delete_group(at.env, group.id)
+    yield
+    await at.store.groups.sweep_groups(at.env, 2**62)
+
+
+async def erase(at):
+    identity = ids.text(ids.new())
+    [one] = await at.store.profiles.resolve_identities(at.env, "other", [identity], create=True)
+    for group in at.many[:100]:
+        await at.store.members.add_members(at.env, group.number, one)
+    for n in range(20):
+        await at.store.profiles.add_identity(at.env, one, "alias", f"{identity} {n}")
+    yield
+    await at.store.profiles.erase_profile(at.env, one)
+
+
+async def create_identities(at):
+    wanted = [ids.text(ids.new()) for _ in range(100)]
+    yield
+    await at.store.profiles.resolve_identities(at.env, "customer_id", wanted, create=True)
+
+
+async def find_500_identities(at):
+    yield
+    await at.store.profiles.resolve_identities(at.env, "email", at.listed, create=False)
+
+
+async def list_groups(at):
+    yield
+    await at.store.groups.list_groups(at.env, GroupQuery(), None, 250)
+
+
+async def list_groups_by_two_conditions(at):
+    query = GroupQuery(name="g", membership_type="static")
+    yield
+    await at.store.groups.list_groups(at.env, query, None, 250)
+
+
+async def list_groups_by_two_with_inactive(at):
+    query = GroupQuery(name="g", membership_type="static", include_inactive=True)
+    yield
+    await at.store.groups.list_groups(at.env, query, None, 250)
+
+
+async def read_1000_documents(at):
+    numbers = [each.number for each in at.many]
+    yield
+    await at.store.groups.read_groups(at.env, numbers, cached=False)
+
+
+async def update_100_attributes(at):
+    for letter in "ab":
+        attributes = tuple(Attribute(f"{letter}{n}", "v") for n in range(100))
+        changes = GroupChanges(attributes=attributes)
+        if letter == "b":
+            yield
+        await at.store.groups.update_group(at.env, at.big.id, changes)
+
+
+async def purge(at):
+    [state] = [keys.key(tag, "state") for tag in at.env.partitions]
+    values = [part for n in range(1000) for part in (10**7 + n, "1 a")]
+    await at.store.connection.command(state, "HSET", state, *values)
+    yield
+    await at.store.groups.purge_states(at.env, 2)
+
+
+UNBOUNDED = {list_1000_groups_of_profile, list_20_of_1000_groups_of_profile}
+"""They look at all groups of a profile, at most 1,000 (a setting): 2 to 4 us for each."""
+LARGEST = (
+    add_to_big,
+    add_to_new,
+    add_known_to_new,
+    remove,
+    check_pairs,
+    list_members,
+    list_1000_groups_of_profile,
+    list_20_of_1000_groups_of_profile,
+    count_1000_groups,
+    sweep,
+    erase,
+    create_identities,
+    find_500_identities,
+    list_groups,
+    list_groups_by_two_conditions,
+    list_groups_by_two_with_inactive,
+    read_1000_documents,
+    update_100_attributes,
+    purge,
+)
+"""Operations that send their longest script at its largest size, after a first part unmeasured."""
+
+
+async def test_no_script_holds_the_server_up_for_long():
+    """Medians of several runs, in wall-clock time of the server; `-s` shows the table."""
+    async with alone("--slowlog-log-slower-than", "0", "--slowlog-max-len", "20000") as (
+        server,
+        store,
+        env,
+    ):
+        at = await loaded(store, env)
+        medians: dict[Any, float] = {}
+        references, table = [], []
+        for operation in LARGEST:
+            server.ask("EVAL", REFERENCE, 0)
+            references.append(server.ask("SLOWLOG", "GET", 1)[0][2])
+            found = defaultdict(list)
+            for _ in range(9):
+                running = operation(at)
+                await anext(running)
+                server.ask("SLOWLOG", "RESET")
+                await anext(running, None)
+                for script, longest in script_times_us(server).items():
+                    found[script].append(longest)
+            times = max(found.values(), key=statistics.median)
+            medians[operation] = statistics.median(times)
+            table.append(
+                f"{operation.__name__:36}{medians[operation]:8.0f} us at most {max(times)}"
+            )
+    slowness = max(1, statistics.median(references) / REFERENCE_US)
+    sys.stdout.write("\n".join([*table, f"slowness {slowness:.2f}", ""]))
+    assert UNBOUNDED >= {each for each, us in medians.items() if us > LONGEST_US * slowness}
+
+
+def test_every_script_that_only_removes_may_run_in_a_full_store():
+    removing = {"remove_members", "sweep_group", "erase_step", "finish_erase", "delete_group"}
+    assert {True} == {"allow-oom" in scripts.load(name).text.split("\n", 1)[0] for name in removing}
