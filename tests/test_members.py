@@ -279,7 +279,9 @@ async def test_adding_custom_ids_to_an_inactive_group_makes_no_profiles(
     group = await admin.group()
     await admin.patch(f"{GROUPS}/{group}/", {"is_active": False})
     await admin.post(f"{GROUPS}/{group}/members/", {"custom_ids": ["nobody"]}, 404)
-    env = (await api.store.registry.application("demo")).production
+    application = await api.store.registry.application("demo")
+    assert application is not None
+    env = application.production
     [found] = await api.store.profiles.resolve_identities(
         env, "customer_id", ["nobody"], create=False
     )

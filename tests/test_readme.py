@@ -38,6 +38,7 @@ def served(tmp_path_factory):
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
+        assert process.stdout is not None
         said = []
         for line in process.stdout:
             said.append(line)

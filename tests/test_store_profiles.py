@@ -364,6 +364,6 @@ async def test_a_process_held_up_in_erasing_takes_nothing_that_was_given_anew(
     await store.profiles.add_identity(env, profile, "customer_id", "c")
     go.set()
     await slow
-    assert await store.profiles.resolve_identities(
-        env, "customer_id", ["c"], create=False
-    ) == [profile]
+    assert await store.profiles.resolve_identities(env, "customer_id", ["c"], create=False) == [
+        profile
+    ]

@@ -636,7 +636,9 @@ async def an_identity_that_resolves_to_no_profile(world):
 
 @breakage
 async def an_identity_of_no_known_type(world):
-    await world.do(keys.identity_bucket(world.env.partitions[0], 5), "HSET", "zz:1", bytes(16) + b"1")
+    await world.do(
+        keys.identity_bucket(world.env.partitions[0], 5), "HSET", "zz:1", bytes(16) + b"1"
+    )
     return ["'zz:1'", "no known type"]
 
 
