@@ -11,7 +11,7 @@ KEYS[5]    none      never exists: while a slot moves, the server answers before
 ARGV[1]    group     integer  the group's number
 ARGV[2]    joined_at integer  microseconds since 1970
 ARGV[3]    limit     integer  static groups that one profile may be in
-ARGV[4]    registered 0 or 1: only profiles that have a record can be added
+ARGV[4]    recorded  0 or 1: only profiles that have a record can be added
 ARGV[5]    ids       packed mixed ids, 16 bytes each, ascending, none twice
 Computed   <tag>:m:<id>, <tag>:g:<group>:<depth>:<prefix>, the same of group 0, <tag>:profile:<id>
 Returns    string, a letter per id: + added, = already a member, L over the limit, U unknown and
@@ -25,7 +25,7 @@ Cost       O(ids), about 10 us each; safe to send twice
 --- @include "include/insert_members"
 local state, erasing = KEYS[1], KEYS[4]
 local group, joined_at, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local registered, packed = ARGV[4] == '1', ARGV[5]
+local recorded, packed = ARGV[4] == '1', ARGV[5]
 local call, sub = redis.call, string.sub
 local refused = require_active(state, group)
 if refused then return refused end
@@ -48,7 +48,7 @@ for i = 1, #packed, 16 do
       if held[1] then letter = '=' end
     end
     if letter == '+' then
-      if registered and call('EXISTS', tag .. ':profile:' .. id) == 0 then
+      if recorded and call('EXISTS', tag .. ':profile:' .. id) == 0 then
         letter = 'U'
       elseif static >= limit then
         letter = 'L'

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Has a profile confirmed an identity? If not, no attempt up to this one can confirm it any more.
 

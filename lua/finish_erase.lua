@@ -13,8 +13,8 @@ ARGV[1]    id         mixed id
 ARGV[2]    now        integer  microseconds since 1970
 ARGV[3]    ttl        integer  seconds that the fence stands: longer than any attempt lives
 ARGV[4..]  identity and since, alternating: released identities, as the profile listed them
-Computed   <tag>:g:0:<depth>:<prefix>
-Returns    1 where the profile is erased, 0 where identities remain
+Computed   <tag>:m:<id>, <tag>:attributes:<id>, <tag>:g:0:<depth>:<prefix>
+Returns    1 where the profile is erased, 0 where identities, memberships or attributes remain
 Errors     none
 Cost       O(identities); safe to send twice
 ]]
@@ -27,7 +27,9 @@ if call('SISMEMBER', erasing, id) == 0 then return 1 end
 for i = 4, #ARGV, 2 do
   if call('HGET', identities, ARGV[i]) == ARGV[i + 1] then call('HDEL', identities, ARGV[i]) end
 end
-if call('EXISTS', identities) == 1 then return 0 end
+local tag = tag_of(erasing)
+local left = call('EXISTS', identities, tag .. ':m:' .. id, tag .. ':attributes:' .. id)
+if left > 0 then return 0 end
 if #ARGV > 3 then
   local held = call('GET', fence)
   if held and tonumber(held) > tonumber(now) then now = held end
@@ -35,7 +37,7 @@ if #ARGV > 3 then
 end
 if call('EXISTS', profile) == 1 then
   call('DEL', profile)
-  delete_members(tag_of(erasing), '0', {id})
+  delete_members(tag, '0', {id})
 end
 call('SREM', erasing, id)
 return 1

@@ -25,7 +25,7 @@ from service.endpoint import (
     answer_http_error,
     operation_of,
 )
-from service.errors import BelongError, Unavailable, Unusable
+from service.errors import BelongError, Unusable
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -136,13 +136,21 @@ class _Lifespan:
             await store.close()
 
     async def _open(self) -> None:
+        """Try until it is open, whatever is in the way: a failure that is new is logged."""
+        said = ""
         while True:
             try:
                 self._backend.opened(await Store.open(self._url))
-            except (Unavailable, Unusable) as error:
-                if str(error) != self._backend.closed_because:
+            except BelongError as error:
+                because = str(error)
+                if because != said:
                     log.warning("store not opened yet: %s", error)
-                self._backend.closed_because = str(error)
-                await asyncio.sleep(RETRY_SECONDS)
+                said = self._backend.closed_because = because
+            except Exception as error:
+                if repr(error) != said:
+                    log.exception("store not opened yet")
+                said = repr(error)
+                self._backend.closed_because = "The store cannot be opened; the log says why."
             else:
                 return
+            await asyncio.sleep(RETRY_SECONDS)

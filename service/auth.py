@@ -33,6 +33,9 @@ TOKEN_TYPE = "at+jwt"  # noqa: S105  (the header's `typ`, RFC 9068: no other JWT
 RECHECK_SECONDS = 1.0
 """A remembered token is held against the list of credentials again after this long."""
 
+AHEAD_SECONDS = 10
+"""How far the clock of the host that signed a token may be ahead of ours."""
+
 _REMEMBERED = 10_000
 _LONGEST_TOKEN = 8192
 _NOT_VALID = "The token is not valid."
@@ -58,6 +61,7 @@ class _Claims(msgspec.Struct):
     scope: str
     applications: list[str]
     exp: int
+    iat: float
     client_id: str | None = None
 
 
@@ -137,11 +141,17 @@ async def _verified(token: str, registry: Registry) -> _Remembered:
             token,
             key.secret,
             algorithms=[ALGORITHM],
-            options={"require": ["exp", "iat", "sub"], "verify_aud": False},
+            # NOTE: `iat` is looked at below: a leeway of PyJWT would be one of `exp`, too.
+            options={
+                "require": ["exp", "iat", "sub"],
+                "verify_aud": False,
+                "verify_iat": False,
+            },
         )
-        if verified["header"].get("typ") != TOKEN_TYPE:
-            raise InvalidToken(_NOT_VALID)
         claims = msgspec.convert(verified["payload"], _Claims)
+        is_ours = verified["header"].get("typ") == TOKEN_TYPE
+        if not is_ours or claims.iat > time.time() + AHEAD_SECONDS:
+            raise InvalidToken(_NOT_VALID)
     except jwt.ExpiredSignatureError as error:
         raise InvalidToken("The token has expired.") from error
     except (jwt.PyJWTError, msgspec.ValidationError) as error:

@@ -94,7 +94,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     secret_key: Annotated[
         str | None,
         _setting(
-            "Encrypts the signing secrets that applications store here",
+            "Will encrypt signing secrets of applications; this version stores none",
             "text of 32 characters or more",
             default="a file in the data directory",
             secret=True,

@@ -326,29 +326,34 @@ def _day(days: int) -> str:
     return (date(1970, 1, 1) + timedelta(days)).isoformat()
 
 
-async def read_body(req: Request) -> bytes:
+async def read_body(req: Request, limit_bytes: int = BODY_LIMIT_BYTES) -> bytes:
     """Read the whole body.
 
-    :raises TooLarge: it is, or says it is, longer than `BODY_LIMIT_BYTES`.
+    :raises TooLarge: it is, or says it is, longer than the limit.
     """
     if req.is_coded:
         description = "Bodies are taken as they are: send them without Content-Encoding."
         raise falcon.HTTPUnsupportedMediaType(description=description)
     whole = req.whole
-    if whole is not None and len(whole) <= BODY_LIMIT_BYTES:
+    if whole is not None and len(whole) <= limit_bytes:
         return whole
-    too_large = f"The body may have {BODY_LIMIT_BYTES} bytes (8 MiB) at most."
+    too_large = f"The body may have {limit_bytes} bytes ({_spoken(limit_bytes)}) at most."
     declared = req.content_length
-    if declared is not None and declared > BODY_LIMIT_BYTES:
+    if declared is not None and declared > limit_bytes:
         raise TooLarge(too_large)
     parts: list[bytes] = []
     size = 0
     while part := await req.stream.read(_PIECE_BYTES):
         size += len(part)
-        if size > BODY_LIMIT_BYTES:
+        if size > limit_bytes:
             raise TooLarge(too_large)
         parts.append(part)
     return b"".join(parts)
+
+
+def _spoken(size_bytes: int) -> str:
+    kib = size_bytes // 1024
+    return f"{kib} KiB" if kib < 1024 else f"{kib // 1024} MiB"
 
 
 async def discard_body(req: Request) -> None:

@@ -12,6 +12,7 @@ key                                         type   holds
 ``{belong}:applications``                   hash   number -> document
 ``{belong}:client_ids``, ``:workspaces``    hash   client id, workspace id -> number
 ``{belong}:credentials``                    hash   credential id -> document
+``{belong}:deleted``                        hash   client id -> when its application was deleted
 ``{belong}:keys``                           hash   kid -> signing key
 ``{belong}:numbers``                        hash   counters: application, environment, workspace
 ``{belong}:version``                        string raised by every change of the registry
@@ -95,8 +96,8 @@ PARTITION_KINDS = frozenset({
     "identity", "reserved", "dirty", "rules", "watch", "due", "instance", "stale",
 })  # fmt: skip
 REGISTRY_KINDS = frozenset({
-    "format", "applications", "client_ids", "workspaces", "credentials", "keys", "numbers",
-    "version", "jobs",
+    "format", "applications", "client_ids", "workspaces", "credentials", "deleted", "keys",
+    "numbers", "version", "jobs",
 })  # fmt: skip
 
 

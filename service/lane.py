@@ -41,6 +41,10 @@ RETRY_SECONDS = 0.1
 """A server that is known to be gone is tried again this often by each lane, if anybody calls."""
 GRACE_SECONDS = 0.01
 KEEPALIVE_SECONDS = 30
+FORM = (
+    "it has to be redis[s]://user:password@host:port/db or unix://user:password@/path?db=0, with"
+    " options that redis-py knows, and # / ? @ : percent-encoded in user and password"
+)
 UNKNOWN = "whether a change was made is unknown, and repeating it is safe"
 
 _NOTHING = object()
@@ -81,9 +85,14 @@ class Endpoint:
             kind = options.pop("connection_class", TCPConnection)
             read = kind(**options)
             tls = read.ssl_context.get() if isinstance(read, SSLConnection) else None
-        except (ValueError, TypeError, OSError, RedisError) as ex:
-            message = f"The URL of the store cannot be used: {ex}"
-            raise Unusable(message) from ex
+        except OSError as ex:
+            message = f"The URL of the store cannot be used: a file in it: {ex.strerror}."
+            raise Unusable(message) from None
+        except (ValueError, TypeError, RedisError):
+            # NOTE: what they say may hold a piece of the password: `redis://user:s3#cret@host` is
+            # read as the port "s3". So they are not the cause of ours either.
+            message = f"The URL of the store cannot be used: {FORM}."
+            raise Unusable(message) from None
         login = (read.username, read.password)
         if isinstance(read, UnixDomainSocketConnection):
             return cls(path=read.path, db=int(read.db), username=login[0], password=login[1])
@@ -140,21 +149,20 @@ class Link(asyncio.Protocol):
         if self.lost is not None:
             future.set_exception(Unavailable(self.lost))
             return future
+        # Packed first: where that raises nothing leaves, so nobody may wait for a reply.
+        packed = _packed(parts)
         pending = self.pending
         if not pending:
             self._heard = self._loop.time()
             if self._watch is None:
                 self._watch = self._loop.call_later(self._timeout, self._check, 0.0)
         pending.append(future)
-        self.tell(*parts)
+        self._leave(packed)
         return future
 
     def tell(self, *parts: Part) -> None:
         """Issue a command whose reply nobody waits for; only for links without `pending`."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        # hiredis says that it takes tuples of one.
-        self._out.append(hiredis.pack_command(parts))  # type: ignore[arg-type]
+        self._leave(_packed(parts))
 
     def drop(self, why: str) -> None:
         """Give the connection up; everything pending fails, its outcome unknown."""
@@ -210,6 +218,11 @@ class Link(asyncio.Protocol):
         detail = f" ({exc})" if exc is not None and str(exc) else ""
         self.drop(f"The store at {self.name} closed the connection{detail}")
 
+    def _leave(self, packed: bytes) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(packed)
+
     def _flush(self) -> None:
         out = self._out
         if self._transport is None or self.lost is not None or not out:
@@ -234,6 +247,12 @@ class Link(asyncio.Protocol):
             self._watch = self._loop.call_later(GRACE_SECONDS, self._check, self._heard)
         else:
             self.drop(f"The store at {self.name} does not answer")
+
+
+def _packed(parts: tuple[Part, ...]) -> bytes:
+    # hiredis says that it takes tuples of one.
+    packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]
+    return packed
 
 
 async def connect(endpoint: Endpoint, link: Link, timeout_seconds: float) -> None:
@@ -300,7 +319,8 @@ async def ask(endpoint: Endpoint, timeout_seconds: float, stats: Stats, *parts: 
 class ChannelLink(Link):
     """A link that hears one channel. `unanswered` counts the pings since anything was heard.
 
-    `on_reset` is called before the first message and when the link is lost after that.
+    `refusal` is what the server said when it refused the subscription. `on_reset` is called before
+    the first message and when the link is lost after that.
     """
 
     def __init__(
@@ -314,9 +334,10 @@ class ChannelLink(Link):
         """Take whom to give the messages."""
         super().__init__(name, timeout_seconds, stats)
         self.unanswered = 0
+        self.refusal: str | None = None
         self.gone = asyncio.Event()
         self.on_loss = self._lost
-        self._subscribed = False
+        self.subscribed = False
         self._on_message = on_message
         self._on_reset = on_reset
 
@@ -324,11 +345,13 @@ class ChannelLink(Link):
         """Take a message, the confirmation of the subscription, or the answer to a ping."""
         self.unanswered = 0
         if not isinstance(reply, list):
+            if isinstance(reply, ReplyError) and self.lost is None:
+                self.refusal = str(reply)
             self.drop(f"The store at {self.name} refuses the subscription: {reply}")
         elif reply[0] == b"message":
             self._on_message(reply[2])
         elif reply[0] == b"subscribe":
-            self._subscribed = True
+            self.subscribed = True
             self._on_reset()
 
     def ping(self) -> None:
@@ -338,7 +361,7 @@ class ChannelLink(Link):
 
     def _lost(self) -> None:
         self.gone.set()
-        if self._subscribed:
+        if self.subscribed:
             self._on_reset()
 
 
@@ -382,7 +405,12 @@ class Lane:
             raise Unavailable(self._failure)
         if self._trying is None:
             self._trying = loop.create_task(self._try())
-        await asyncio.shield(self._trying)
+        trying = self._trying
+        # NOTE: not `shield`: a new map closes this lane, and what cancels the try is no reason
+        # to cancel who waits for it. A caller's own cancellation ends its waiting alone.
+        await asyncio.wait([trying])
+        if not trying.cancelled():
+            trying.result()
         if self.link is None:
             raise Unavailable(self._failure or f"The store at {self._endpoint} went away.")
         return self.link

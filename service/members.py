@@ -27,6 +27,7 @@ from service.paging import PageBody, Paging, Walk, chosen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from service.cuts import Page
     from service.store_members import Member
 
 MANY = 10_000
@@ -95,11 +96,15 @@ class Members(Resource):
         Who stays in the group during a walk over the pages is in exactly one of them.
         """
         fields = chosen(query.fields, MemberBody)
-        number = await call.store.groups.number_of(call.environment, gid)
-        walk = Walk(call, "members", target=b"%d" % number)
-        page = await call.store.members.list_members(
-            call.environment, number, walk.cut(query.cursor), query.page_size
-        )
+
+        async def read(number: int) -> tuple[Walk, Page[Member]]:
+            walk = Walk(call, "members", target=b"%d" % number)
+            cut = walk.cut(query.cursor)
+            return walk, await call.store.members.list_members(
+                call.environment, number, cut, query.page_size
+            )
+
+        walk, page = await call.store.groups.with_number(call.environment, gid, read)
 
         def make(rows: Sequence[Member]) -> list[object]:
             bodies = [_body(member) for member in rows]
@@ -115,16 +120,18 @@ class Members(Resource):
 
         Ids that are malformed or of members already are told, not refused. Repeating is safe.
         """
-        if body.custom_ids is UNSET:
-            number = await call.store.groups.number_of(call.environment, gid)
-        else:
+        by_custom_id = body.custom_ids is not UNSET
+        if by_custom_id:
             # Custom ids may get profiles before the group's own scripts can refuse.
-            number = (await call.store.groups.get_group(call.environment, gid)).number
+            await call.store.groups.get_group(call.environment, gid)
         named, invalid = await _named(call, body, adding=True)
         if not named:
             await call.store.groups.get_group(call.environment, gid)
-        outcome = await call.store.members.add_members(call.environment, number, b"".join(named))
-        told = await _told(named, outcome)
+        told = await call.store.groups.with_number(
+            call.environment,
+            gid,
+            lambda number: _added(call, number, named, by_custom_id=by_custom_id),
+        )
         over = told[OVER_THE_LIMIT]
         detail = (
             f"The profile is in {call.application.groups_per_profile} groups, as many as it may."
@@ -142,11 +149,15 @@ class Members(Resource):
 
         Who is not a member is passed over.
         """
-        number = await call.store.groups.number_of(call.environment, gid)
         named, _ = await _named(call, body, adding=False)
         if not named:
             await call.store.groups.get_group(call.environment, gid)
-        outcome = await call.store.members.remove_members(call.environment, number, b"".join(named))
+        packed = b"".join(named)
+        outcome = await call.store.groups.with_number(
+            call.environment,
+            gid,
+            lambda number: call.store.members.remove_members(call.environment, number, packed),
+        )
         await _told(named, outcome)
 
 
@@ -156,11 +167,14 @@ class OneMember(Resource):
     @endpoint("members:read", reply=MemberBody)
     async def on_get(self, call: TenantCall, *, gid: str, pid: str) -> MemberBody:
         """Read one membership."""
-        number = await call.store.groups.number_of(call.environment, gid)
         profile_id = await call.profile_id(pid)
         if profile_id is None:
             raise NotFound
-        member = await call.store.members.get_member(call.environment, number, profile_id)
+        member = await call.store.groups.with_number(
+            call.environment,
+            gid,
+            lambda number: call.store.members.get_member(call.environment, number, profile_id),
+        )
         if member is None:
             raise NotFound
         return _body(member)
@@ -168,12 +182,15 @@ class OneMember(Resource):
     @endpoint("members:write", status=HTTPStatus.NO_CONTENT)
     async def on_delete(self, call: TenantCall, *, gid: str, pid: str) -> None:
         """End one membership, whether it exists or not."""
-        number = await call.store.groups.number_of(call.environment, gid)
         profile_id = await call.profile_id(pid)
         if profile_id is None:
             await call.store.groups.get_group(call.environment, gid)
             return
-        outcome = await call.store.members.remove_members(call.environment, number, profile_id)
+        outcome = await call.store.groups.with_number(
+            call.environment,
+            gid,
+            lambda number: call.store.members.remove_members(call.environment, number, profile_id),
+        )
         await _told({profile_id: pid}, outcome)
 
 
@@ -249,12 +266,40 @@ def _malformed(field: str, text: str, position: int, wanted: str) -> Invalid:
     return Invalid(f"{text[:255]!r} is not {wanted} - at `$.{field}[{position}]`", field)
 
 
+async def _added(
+    call: TenantCall, number: int, named: dict[bytes, str], *, by_custom_id: bool
+) -> dict[int, list[str]]:
+    """Add profiles, and sort what was sent by what became of it.
+
+    A profile that a custom id resolved to may be erased before the second script: then the custom
+    id is resolved again, for it is nobody by now, or somebody new.
+    """
+    told: dict[int, list[str]] = {letter: [] for letter in _LETTERS}
+    for _ in range(_TRIES):
+        outcome = await call.store.members.add_members(
+            call.environment, number, b"".join(named), recorded=by_custom_id
+        )
+        for letter, texts in (await _told(named, outcome)).items():
+            told[letter] += texts
+        if not (by_custom_id and told[UNKNOWN]):
+            return told
+        named, told[UNKNOWN] = await _named_by_custom_id(call, told[UNKNOWN], adding=True)
+        if not named:
+            return told
+    message = "A profile is being erased and made again all the time, the others are done."
+    raise Erasing(message)
+
+
+_LETTERS = b"+=LU-.E"
+_TRIES = 5
+
+
 async def _told(named: dict[bytes, str], outcome: bytes) -> dict[int, list[str]]:
     """Sort what was sent by what became of it.
 
     :raises Erasing: one of the profiles is being erased; the others are done
     """
-    told: dict[int, list[str]] = {letter: [] for letter in b"+=LU-.E"}
+    told: dict[int, list[str]] = {letter: [] for letter in _LETTERS}
     for position, (text, letter) in enumerate(zip(named.values(), outcome, strict=True)):
         told[letter].append(text)
         if position % IDS_PER_TURN == IDS_PER_TURN - 1:

@@ -150,7 +150,15 @@ class NearCache:
     async def poll(self) -> None:
         """Read the versions once a second, for as long as the task runs."""
         while True:
-            await asyncio.gather(*(self._poll(each) for each in list(self._directories.values())))
+            known = list(self._directories.values())
+            # NOTE: whatever one reading raises, it ends neither this loop nor the other readings.
+            read = await asyncio.gather(*map(self._poll, known), return_exceptions=True)
+            failed = [result for result in read if result is not None]
+            for each, result in zip(known, read, strict=True):
+                if result is not None:
+                    each.forget_all()
+            if failed:
+                log.error("versions of %d directories not read", len(failed), exc_info=failed[0])
             await asyncio.sleep(POLL_SECONDS)
 
     async def _poll(self, directory: Directory) -> None:

@@ -123,7 +123,10 @@ class GroupListQuery(Paging, kw_only=True):
 
     attributes: Annotated[
         list[str],
-        Meta(description="`key:value`, or `key` for presence; all that are given must match."),
+        Meta(
+            max_length=100,
+            description="`key:value`, or `key` for presence; all that are given must match.",
+        ),
     ] = msgspec.field(default_factory=list)
     custom_id: str | None = None
     name: str | None = None

@@ -38,12 +38,16 @@ SCOPES = (
     "admin",
 )
 POLL_SECONDS = 1.0
+SETTLE_SECONDS = 2 * POLL_SECONDS
+"""After this no process that reaches the registry still uses what a change took out of it."""
 STALE_SECONDS = 29.0
 """Age at which an unconfirmed copy is refused. With the second for which `auth` trusts a checked
 token, a deactivated credential stops within 30 s."""
 PUBLISH_SECONDS = 60
 """A rotated signing key signs only this long after every process could have read it."""
 TOKEN_SECONDS = 28_800
+DELETED_SECONDS = TOKEN_SECONDS + PUBLISH_SECONDS
+"""How long the client id of a deleted application is given to no other: tokens name it."""
 PARTITIONS_MAX = 64
 GROUPS_PER_PROFILE_MAX = 10_000
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -69,6 +73,8 @@ class ApplicationDocument(msgspec.Struct, frozen=True, kw_only=True):
     environments: dict[str, EnvironmentDocument]
     profiles: Literal["open", "registered"] = "open"
     groups_per_profile: int = 1000
+    deleting_since_us: int | None = None
+    """Set while it is deleted: no process knows it any more, but what it has is still its own."""
 
 
 class Environment:
@@ -140,9 +146,11 @@ class _Copy(msgspec.Struct, frozen=True):
 
     version: int
     applications: dict[str, Application]
-    documents: dict[str, ApplicationDocument]
+    deleting: dict[str, Application]
     credentials: dict[str, Credential]
     keys: dict[str, SigningKey]
+    raw: dict[tuple[str, str], bytes]
+    """Documents as they were read, by hash and field: what a change compares with."""
 
 
 class Registry:
@@ -174,6 +182,12 @@ class Registry:
                 await self._confirm()
             except Unavailable as ex:
                 log.debug("registry not confirmed: %s", ex)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Not this task was cancelled, but something that it waited for.
+                log.warning("registry not confirmed: the command was cancelled")
             except Exception:
                 # This loop must live on: a copy that is not confirmed any more is refused anyway.
                 log.exception("registry not confirmed")
@@ -189,7 +203,7 @@ class Registry:
         return found
 
     async def list_applications(self) -> list[Application]:
-        """All applications, by number."""
+        """All applications but those being deleted, by number."""
         copy = await self._load()
         return sorted(copy.applications.values(), key=lambda each: each.number)
 
@@ -205,7 +219,8 @@ class Registry:
         """Create an application with its two environments of `partitions` partitions each.
 
         Without `workspace_id` the next free one is taken. A client id or workspace in use is a
-        Conflict. The number of partitions can never be changed.
+        Conflict; so is a client id whose application was deleted within the last 8 h, for tokens
+        name applications by it. The number of partitions can never be changed.
         """
         if _CLIENT_ID.fullmatch(client_id) is None:
             message = "a client id is 1 to 64 letters, digits, hyphens and underscores"
@@ -214,8 +229,12 @@ class Registry:
             message = f"partitions must be 1 to {PARTITIONS_MAX}"
             raise Invalid(message, "partitions")
         _check_profiles(profiles)
-        if (await self._load()).applications.get(client_id):
+        copy = await self._load()
+        if client_id in copy.applications:
             message = f"application {client_id} already exists"
+            raise Conflict(message)
+        if client_id in copy.deleting:
+            message = f"application {client_id} is being deleted; delete it again to finish that"
             raise Conflict(message)
         environments = {}
         for environment in ("production", "development"):
@@ -238,12 +257,24 @@ class Registry:
             try:
                 await self._connection.call(
                     scripts.load("create_application"),
-                    _keys("applications", "client_ids", "workspaces", "version", "none"),
-                    [number, client_id, workspace, msgspec.json.encode(document)],
+                    _keys("applications", "client_ids", "workspaces", "deleted", "version", "none"),
+                    [
+                        number,
+                        client_id,
+                        workspace,
+                        msgspec.json.encode(document),
+                        _now_us() - DELETED_SECONDS * 1_000_000,
+                    ],
                 )
                 break
             except Conflict as ex:
                 taken_is = str(ex).split(maxsplit=1)[0]
+                if taken_is == "deleted":
+                    message = (
+                        f"an application {client_id} was deleted within the last 8 hours, "
+                        "and there may be tokens for it yet: choose another client id, or wait"
+                    )
+                    raise Conflict(message) from None
                 if taken_is == "number" or (taken_is == "workspace" and workspace_id is None):
                     continue
                 message = f"{ex} is already in use"
@@ -276,34 +307,87 @@ class Registry:
             if found is None:
                 message = f"no application {client_id}"
                 raise NotFound(message)
-            old = copy.documents[client_id]
-            new = msgspec.structs.replace(old, **changes)
             try:
-                await self._replace("applications", str(found.number), old, new)
+                await self._change(copy, "applications", str(found.number), changes)
             except Stale:
                 continue
             return (await self._load()).applications[client_id]
 
     async def delete_application(self, client_id: str) -> None:
-        """Forget an application. One that still has groups or profiles is a Conflict."""
-        found = (await self._load()).applications.get(client_id)
-        if found is None:
-            message = f"no application {client_id}"
-            raise NotFound(message)
-        for environment in found.environments.values():
-            if not await self._is_empty(environment):
-                message = f"application {client_id} still has groups or profiles"
+        """Forget an application. One that still has groups or profiles is a Conflict.
+
+        It is marked first, so that no process knows it any more; looked at again 2 s later, when
+        nobody can be writing to it; then removed for good, or, where somebody did write, put back.
+        If this dies in between it stays marked, and deleting it once more finishes that.
+        Credentials lose it, and those that were for nothing else are deactivated. Only a process
+        that reads the registry no more, but can still write elsewhere, may write to it for up to
+        29 s.
+        """
+        while True:
+            copy = await self._load()
+            found = copy.applications.get(client_id) or copy.deleting.get(client_id)
+            if found is None:
+                message = f"no application {client_id}"
+                raise NotFound(message)
+            try:
+                await self._delete(copy, found)
+            except Stale:
+                continue
+            await self._load()
+            return
+
+    async def _delete(self, copy: _Copy, found: Application) -> None:
+        number = str(found.number)
+        message = f"application {found.client_id} still has groups or profiles"
+        if found.client_id in copy.applications:
+            if not await self._is_empty(found):
                 raise Conflict(message)
+            await self._change(copy, "applications", number, {"deleting_since_us": _now_us()})
+        await asyncio.sleep(SETTLE_SECONDS)
+        copy = await self._load()
+        if found.client_id not in copy.deleting:
+            # Somebody else, who deletes it at the same time, has finished that or put it back.
+            raise Stale(found.client_id)
+        if not await self._is_empty(found):
+            await self._change(copy, "applications", number, {"deleting_since_us": None})
+            await self._load()
+            raise Conflict(message)
         for environment in found.environments.values():
             await self._clear(environment)
+        await self._forget_in_credentials(found.client_id)
         await self._connection.call(
             scripts.load("delete_application"),
-            _keys("applications", "client_ids", "workspaces", "version", "none"),
-            [found.number, client_id, found.workspace_id],
+            _keys("applications", "client_ids", "workspaces", "deleted", "version", "none"),
+            [
+                number,
+                found.client_id,
+                found.workspace_id,
+                copy.raw["applications", number],
+                _now_us(),
+            ],
         )
-        await self._load()
 
-    async def _is_empty(self, environment: Environment) -> bool:
+    async def _forget_in_credentials(self, client_id: str) -> None:
+        """Take an application out of all credentials. One that is for no other is deactivated."""
+        while True:
+            copy = await self._load()
+            try:
+                for each in copy.credentials.values():
+                    if client_id in each.applications:
+                        left = [other for other in each.applications if other != client_id]
+                        changes = {"applications": left, "active": each.active and bool(left)}
+                        await self._change(copy, "credentials", each.id, changes)
+            except Stale:
+                continue
+            return
+
+    async def _is_empty(self, application: Application) -> bool:
+        for environment in application.environments.values():
+            if not await self._is_empty_environment(environment):
+                return False
+        return True
+
+    async def _is_empty_environment(self, environment: Environment) -> bool:
         for kind in ("groups", "inactive", "deleting"):
             index = keys.key(environment.directory, kind)
             if await self._connection.command(index, "ZCARD", index):
@@ -314,6 +398,10 @@ class Registry:
             )
             if held:
                 return False
+            for kind, count in (("reserved", "ZCARD"), ("erasing", "SCARD")):
+                index = keys.key(tag, kind)
+                if await self._connection.command(index, count, index):
+                    return False
         return True
 
     async def _clear(self, environment: Environment) -> None:
@@ -357,7 +445,7 @@ class Registry:
             applications=tuple(applications),
             created_at_us=_now_us(),
         )
-        await self._replace("credentials", credential.id, None, credential)
+        await self._replace("credentials", credential.id, b"", msgspec.json.encode(credential))
         await self._load()
         return credential, secret
 
@@ -377,17 +465,12 @@ class Registry:
     async def deactivate_credential(self, credential_id: str) -> None:
         """Make a credential and its tokens useless, in every process within 30 s (mostly 1 s)."""
         while True:
-            found = (await self._load()).credentials.get(credential_id)
-            if found is None:
+            copy = await self._load()
+            if credential_id not in copy.credentials:
                 message = f"no credential {credential_id}"
                 raise NotFound(message)
             try:
-                await self._replace(
-                    "credentials",
-                    credential_id,
-                    found,
-                    msgspec.structs.replace(found, active=False),
-                )
+                await self._change(copy, "credentials", credential_id, {"active": False})
             except Stale:
                 continue
             await self._load()
@@ -443,24 +526,38 @@ class Registry:
         return int(held)
 
     async def _next_environment(self) -> int:
-        """Draw a number that no environment has, though a failover may have lost the counter."""
+        """Draw a number that no environment has, though a failover may have lost the counter.
+
+        Nor had: where it lost an application, too, that one's groups are still in its directory.
+        """
+        copy = await self._load()
         known = {
             environment.number
-            for application in (await self._load()).applications.values()
+            for application in (*copy.applications.values(), *copy.deleting.values())
             for environment in application.environments.values()
         }
-        while (number := await self._next("environment")) in known:
-            pass
-        return number
+        while True:
+            number = await self._next("environment")
+            if number in known:
+                continue
+            left = keys.key(keys.directory(number), "numbers")
+            if not await self._connection.command(left, "EXISTS", left):
+                return number
 
-    async def _replace(
-        self, kind: str, field: str, old: msgspec.Struct | None, new: msgspec.Struct
-    ) -> None:
-        """Compare and set one document. Encoding is deterministic, so equal means unchanged."""
+    async def _change(self, copy: _Copy, kind: str, field: str, changes: dict[str, object]) -> None:
+        """Change a document as it stands in a copy. Members that another version wrote stay.
+
+        Stale: somebody else changed it since the copy was read.
+        """
+        old = copy.raw[kind, field]
+        await self._replace(
+            kind, field, old, msgspec.json.encode(msgspec.json.decode(old) | changes)
+        )
+
+    async def _replace(self, kind: str, field: str, old: bytes, new: bytes) -> None:
+        """Compare and set one document, byte by byte; `old` is empty where there was none."""
         await self._connection.call(
-            scripts.load("replace_document"),
-            _keys(kind, "version", "none"),
-            [field, b"" if old is None else msgspec.json.encode(old), msgspec.json.encode(new)],
+            scripts.load("replace_document"), _keys(kind, "version", "none"), [field, old, new]
         )
 
     async def _current(self) -> _Copy:
@@ -507,17 +604,23 @@ class Registry:
             self._read("credentials"),
             self._read("keys"),
         )
-        found, documents = {}, {}
+        found: dict[str, Application] = {}
+        deleting: dict[str, Application] = {}
         for number, raw in applications.items():
             document = _APPLICATION.decode(raw)
-            documents[document.client_id] = document
-            found[document.client_id] = _application(int(number), document)
+            known = found if document.deleting_since_us is None else deleting
+            known[document.client_id] = _application(int(number), document)
         copy = _Copy(
             int(version or 0),
             found,
-            documents,
+            deleting,
             {field.decode(): _CREDENTIAL.decode(raw) for field, raw in credentials.items()},
             {field.decode(): _SIGNING_KEY.decode(raw) for field, raw in signing.items()},
+            {
+                (kind, field.decode()): raw
+                for kind, held in (("applications", applications), ("credentials", credentials))
+                for field, raw in held.items()
+            },
         )
         if started >= self._confirmed_at:
             self._copy = copy

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
 
 from service import ids, keys, scripts
 from service.cuts import Around, Page, number_bound, number_page
-from service.errors import Conflict, NotFound, Stale
+from service.errors import Conflict, NotFound, Stale, Unavailable
 from service.faults import fault
 from service.groups import (
     Group,
@@ -33,7 +33,7 @@ from service.groups import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from service.connection import Connection
     from service.cuts import Cut
@@ -42,14 +42,20 @@ if TYPE_CHECKING:
 
     Indexes = list[list[bytes]]
 
-SCAN = 300
+Used = TypeVar("Used")
+
+SCAN = 200
 """Index entries that one step of a list looks at, in all indexes together: 1 ms."""
-SWEEP = 60
+SWEEP = 40
 """Members that one step of a sweep removes: 1.5 ms."""
 ROWS = 150
 """Groups that one step of a list reads, or that are read by number: 1.5 ms."""
 TRIES = 50
 """How often a change is made again after losing against others."""
+OPEN = 1000
+"""Intents that one command reads."""
+TOGETHER = 50
+"""Groups whose state is installed side by side: 400 small scripts at eight partitions."""
 
 
 class GroupStore:
@@ -59,6 +65,9 @@ class GroupStore:
         """Take the open connection and the process's near-cache."""
         self._connection = connection
         self._cache = cache
+        self._sweeps: dict[tuple[int, int], list[int]] = {}
+        self.interrupted: set[int] = set()
+        """Numbers of environments in which a sweep ran out of its budget; the worker clears it."""
 
     async def create_group(self, env: Environment, new: NewGroup) -> Group:
         """Create a group. An id or custom id in use is a Conflict, and nothing changed.
@@ -119,7 +128,7 @@ class GroupStore:
         while True:
             number = int(await self._connection.command(counter, "INCR", counter))
             fault("create_group.reserved")
-            used = await asyncio.gather(
+            used = await _all(
                 *(
                     self._connection.call(
                         scripts.load("probe_number"),
@@ -166,7 +175,8 @@ class GroupStore:
     async def number_of(self, env: Environment, gid: str) -> int:
         """Give the number of a group, to ask member scripts about. NotFound where none is.
 
-        An id is near-cached (no round trip; it never changes); a custom id reads the directory.
+        An id is near-cached (no round trip); a custom id reads the directory. An id's number never
+        changes while the group exists; where member scripts say that there is none, see `renumber`.
         """
         parsed = ids.parse(gid)
         if parsed is not None:
@@ -174,6 +184,32 @@ class GroupStore:
             if number is not None:
                 return number
         return (await self.get_group(env, gid, include_inactive=True)).number
+
+    async def renumber(self, env: Environment, gid: str, number: int) -> int | None:
+        """Give the number of a group that is said to be gone under this one, if it has another.
+
+        A group may be deleted and another made under its id before this process hears of it: so a
+        miss under a cached number is confirmed by the directory. None where nothing changed.
+        """
+        self._cache.directory(env.directory).forget(number)
+        try:
+            fresh = await self.number_of(env, gid)
+        except NotFound:
+            return None
+        return None if fresh == number else fresh
+
+    async def with_number(
+        self, env: Environment, gid: str, use: Callable[[int], Awaitable[Used]]
+    ) -> Used:
+        """Do something with the number of a group; NotFound is confirmed before it is raised."""
+        number = await self.number_of(env, gid)
+        try:
+            return await use(number)
+        except NotFound:
+            fresh = await self.renumber(env, gid, number)
+            if fresh is None:
+                raise
+        return await use(fresh)
 
     async def update_group(
         self,
@@ -255,7 +291,10 @@ class GroupStore:
     ) -> None:
         """Delete a group: it is gone everywhere when this returns. The worker sweeps its members.
 
-        NotFound where there is none, or an inactive one that was not asked for.
+        NotFound where there is none, or an inactive one that was not asked for. So answers, too,
+        who repeats a deletion that died between the directory and the partitions: nothing is known
+        of the group's number any more, and checks go on saying member until the worker has told
+        the partitions, which it does about 3 s after the deletion at the latest.
         """
         tag = env.directory
         for _ in range(TRIES):
@@ -291,8 +330,11 @@ class GroupStore:
         raise Conflict(message)
 
     async def install_state(self, env: Environment, number: int, version: int, letter: str) -> None:
-        """Install a group's state in every partition, unless a newer one is there."""
-        await asyncio.gather(
+        """Install a group's state in every partition, unless a newer one is there.
+
+        Partitions that can be reached have it, also where another one raised Unavailable.
+        """
+        await _all(
             *(
                 self._connection.call(
                     scripts.load("set_state"),
@@ -310,32 +352,99 @@ class GroupStore:
         """
         open_intents = await self._open(env, "intents", before_us)
         groups = await self.read_groups(env, [number for number, _ in open_intents], cached=False)
-        for number, version in open_intents:
+
+        async def finish(number: int, version: int) -> None:
             group = groups.get(number)
             if group is not None:
                 letter = "a" if group.is_active else "i"
                 await self.install_state(env, number, group.version, letter)
             await self._finish(env, "intents", number, group.version if group else version)
+
+        await _for_each(open_intents, finish)
         return len(open_intents)
 
-    async def sweep_groups(self, env: Environment, before_us: int) -> int:
-        """Remove what deleted groups left, those deleted before a moment, in bounded steps.
+    async def install_deletions(self, env: Environment, before_us: int) -> list[tuple[int, int]]:
+        """Tell the partitions of every group that was deleted before a moment and is not swept.
 
-        Returns how many were swept. For the worker; safe at any time, by several at once.
+        Each group once in a process, unless its sweep fails. Gives the numbers and versions of all
+        of them, oldest first. For the worker; safe at any time, by several at once.
         """
         deleted = await self._open(env, "deleting", before_us)
-        for number, version in deleted:
-            await self.install_state(env, number, version, "d")
-            await asyncio.gather(*(self._sweep(tag, number) for tag in env.partitions))
-            fault("sweep_group.swept")
-            await self._finish(env, "deleting", number, version)
-            fault("sweep_group.finished")
-        return len(deleted)
+        named = {number for number, _ in deleted}
+        for of, number in list(self._sweeps):
+            if of == env.number and number not in named:
+                self._sweeps.pop((of, number), None)
 
-    async def _sweep(self, tag: bytes, number: int) -> None:
-        position = 0
-        while position >= 0:
-            position = await self._connection.call(
+        async def install(number: int, version: int) -> None:
+            await self.install_state(env, number, version, "d")
+            self._sweeps.setdefault((env.number, number), [0] * len(env.partitions))
+
+        await _for_each(
+            [each for each in deleted if (env.number, each[0]) not in self._sweeps], install
+        )
+        return deleted
+
+    async def sweep_groups(
+        self, env: Environment, before_us: int, *, budget_seconds: float | None = None
+    ) -> int:
+        """Remove what deleted groups left, those deleted before a moment, in bounded steps.
+
+        Stops when the budget is used up, after at least one step; the next call of this process
+        goes on there (another one begins anew, which is as right). Without a budget all is swept.
+        What fails does not keep other groups waiting, unless it is Unavailable.
+        Returns how many were completed. For the worker; safe at any time, by several at once.
+        """
+        deleted = await self.install_deletions(env, before_us)
+        deadline = float("inf") if budget_seconds is None else time.monotonic() + budget_seconds
+        completed = 0
+        failure: Exception | None = None
+        for number, version in deleted:
+            done = False
+            try:
+                done = await self._sweep_group(env, number, version, deadline)
+            except Unavailable:
+                raise
+            except Exception as ex:  # noqa: BLE001  (raised below, after the others)
+                failure = failure or ex
+            completed += done
+            if time.monotonic() >= deadline:
+                if not done or number != deleted[-1][0]:
+                    self.interrupted.add(env.number)
+                break
+        if failure is not None:
+            raise failure
+        return completed
+
+    async def _sweep_group(
+        self, env: Environment, number: int, version: int, deadline: float
+    ) -> bool:
+        """Sweep a group in all partitions side by side, until a deadline. Whether it is done."""
+        # Another call may have completed it, and dropped this, meanwhile.
+        positions = self._sweeps.setdefault((env.number, number), [0] * len(env.partitions))
+        try:
+            await _all(
+                *(
+                    self._sweep(tag, number, positions, partition, deadline)
+                    for partition, tag in enumerate(env.partitions)
+                )
+            )
+        except BaseException:
+            # After a failover what was removed, or the state, may be there as it was: begin anew.
+            self._sweeps.pop((env.number, number), None)
+            raise
+        if max(positions) >= 0:
+            return False
+        fault("sweep_group.swept")
+        await self._finish(env, "deleting", number, version)
+        fault("sweep_group.finished")
+        self._sweeps.pop((env.number, number), None)
+        return True
+
+    async def _sweep(
+        self, tag: bytes, number: int, positions: list[int], partition: int, deadline: float
+    ) -> None:
+        while positions[partition] >= 0:
+            positions[partition] = await self._connection.call(
                 scripts.load("sweep_group"),
                 [
                     keys.key(tag, "state"),
@@ -343,9 +452,11 @@ class GroupStore:
                     keys.key(tag, "shape"),
                     keys.none(tag),
                 ],
-                [number, SWEEP, _now_us(), position],
+                [number, SWEEP, _now_us(), positions[partition]],
                 bulk=True,
             )
+            if time.monotonic() >= deadline:
+                return
 
     async def purge_states(self, env: Environment, before_us: int) -> int:
         """Forget states from before a moment that say no more than their absence. How many."""
@@ -365,14 +476,38 @@ class GroupStore:
         return purged
 
     async def _open(self, env: Environment, kind: str, before_us: int) -> list[tuple[int, int]]:
+        """Give what is open from before a moment, or from as long after now.
+
+        A version is a time or, after a clock that ran ahead, just above the last one: an hour
+        ahead of now it would be an hour until it is from before the moment.
+        """
         key = keys.key(env.directory, kind)
-        flat = await self._connection.command(
-            key, "ZRANGE", key, "-inf", before_us, "BYSCORE", "LIMIT", 0, 1000, "WITHSCORES"
-        )
-        return [
-            (int(number), int(float(score)))
-            for number, score in zip(flat[::2], flat[1::2], strict=True)
-        ]
+        now = _now_us()
+        after_us = max(2 * now - before_us, now, before_us)
+        found = []
+        for low, high in (("-inf", before_us), (f"({after_us}", "+inf")):
+            offset = 0
+            while True:
+                flat = await self._connection.command(
+                    key,
+                    "ZRANGE",
+                    key,
+                    low,
+                    high,
+                    "BYSCORE",
+                    "LIMIT",
+                    offset,
+                    OPEN,
+                    "WITHSCORES",
+                )
+                found += [
+                    (int(number), int(float(score)))
+                    for number, score in zip(flat[::2], flat[1::2], strict=True)
+                ]
+                if len(flat) < 2 * OPEN:
+                    break
+                offset += OPEN
+        return found
 
     async def _is_open(self, env: Environment, number: int) -> bool:
         key = keys.key(env.directory, "intents")
@@ -422,7 +557,7 @@ class GroupStore:
         """Give a page of the groups that match, in order of creation (or the reverse).
 
         Exact under changes: a group that matches during the whole walk comes exactly once. One
-        round trip for a page, and one for each 300 entries of the smallest index that it and the
+        round trip for a page, and one for each 200 entries of the smallest index that it and the
         count of several conditions have to look at.
         """
         if query.custom_id is not None:
@@ -555,3 +690,29 @@ def _now_us() -> int:
 
 async def _no() -> bool:
     return False
+
+
+async def _all(*calls: Awaitable[Any]) -> list[Any]:
+    """Wait for all, also where one fails, so that none goes on behind the caller's back.
+
+    Then the first failure is raised.
+    """
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    for each in done:
+        if isinstance(each, BaseException):
+            raise each
+    return done
+
+
+async def _for_each(
+    intents: list[tuple[int, int]], do: Callable[[int, int], Awaitable[None]]
+) -> None:
+    """Do something for each number and version, some at a time; the first failure comes last."""
+    failure: BaseException | None = None
+    for start in range(0, len(intents), TOGETHER):
+        try:
+            await _all(*(do(*each) for each in intents[start : start + TOGETHER]))
+        except Exception as ex:  # noqa: BLE001  (raised below, after the others)
+            failure = failure or ex
+    if failure is not None:
+        raise failure

@@ -73,16 +73,24 @@ class MemberStore:
         self._groups = groups
 
     async def add_members(
-        self, env: Environment, number: int, packed: bytes, *, now_us: int | None = None
+        self,
+        env: Environment,
+        number: int,
+        packed: bytes,
+        *,
+        recorded: bool = False,
+        now_us: int | None = None,
     ) -> bytes:
         """Add profiles to a group. Returns one outcome per id, in the order given.
 
         ADDED, ALREADY (a member before, or given twice), OVER_LIMIT (the profile is in
-        `groups_per_profile` static groups), UNKNOWN (no record, and the application takes only
-        registered profiles), BEING_ERASED. Atomic for each id, not for all; repeatable. One
-        round trip for each 50 ids of a partition.
+        `groups_per_profile` static groups), UNKNOWN (it has no record, and only profiles with
+        one are taken: those of a registered application, and, `recorded`, those that an identity
+        resolved to, which may have been erased since), BEING_ERASED. Atomic for each id, not for
+        all: an add that meets a deactivation raises NotFound, and what it had added stays.
+        Repeatable. One round trip for each 50 ids of a partition.
         """
-        tail = (now_us or _now_us(), env.groups_per_profile, int(env.registered))
+        tail = (now_us or _now_us(), env.groups_per_profile, int(env.registered or recorded))
         return await self._write(env, "add_members", number, packed, tail)
 
     async def remove_members(self, env: Environment, number: int, packed: bytes) -> bytes:
@@ -98,7 +106,8 @@ class MemberStore:
         """Run one of the two writing scripts over chunks of sorted mixed ids of each partition.
 
         Chunks of one partition follow one another, those of several run side by side; what is more
-        than one chunk goes as bulk work. All chunks are tried before a failure of one is raised.
+        than one chunk goes as bulk work. A failure in one partition is raised when the others are
+        through with theirs.
         """
         script = scripts.load(name)
         order, parts = await _planned(env, packed)
@@ -271,19 +280,30 @@ class MemberStore:
     ) -> tuple[list[Row], bool, bool]:
         """Rows of one partition from a bound on; whether more follow, and lie on the other side."""
         tag = env.partitions[partition]
+        declared = [keys.key(tag, "state"), keys.key(tag, "shape"), keys.none(tag)]
+        script = scripts.load("list_members")
         rows: list[Row] = []
         other = None
         while True:
-            reply = await self._connection.call(
-                scripts.load("list_members"),
-                [keys.key(tag, "state"), keys.key(tag, "shape"), keys.none(tag)],
-                [number, int(backward), bound, min(ROWS, limit - len(rows))],
+            more, beyond, *flat = await self._connection.call(
+                script,
+                declared,
+                [number, int(backward), bound, min(ROWS, limit - len(rows)), int(other is None)],
             )
-            other = reply[1] if other is None else other
-            rows += zip(reply[2::4], reply[3::4], reply[4::4], reply[5::4], strict=True)
-            if not reply[0] or len(rows) >= limit:
-                return rows, bool(reply[0]), bool(other)
-            bound = b"(" + rows[-1][0]
+            other = beyond if other is None else other
+            rows += zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+            if isinstance(more, bytes):
+                # So many empty segments that a row has still to be looked for.
+                bound = more
+            elif not more or len(rows) >= limit:
+                break
+            else:
+                bound = b"(" + rows[-1][0]
+        while isinstance(other, bytes):
+            other, *_ = await self._connection.call(
+                script, declared, [number, int(not backward), other, 0, 0]
+            )
+        return rows, bool(more), bool(other)
 
     async def list_profile_groups(
         self,

@@ -31,6 +31,8 @@ FIND = 350
 FENCE_SECONDS = 86_400
 """How long a given-up attempt stays impossible: far longer than any request lives."""
 TRIES = 20
+MARKED = 10_000
+"""Profiles of which it is remembered since when they are being erased."""
 SHOWN = {"customer_id": "custom_id"}
 """Identity types that the profile's record shows, and in which field."""
 
@@ -50,6 +52,7 @@ class ProfileStore:
     def __init__(self, connection: Connection) -> None:
         """Take the open connection."""
         self._connection = connection
+        self._marked: dict[tuple[bytes, bytes], float] = {}
 
     async def resolve_identities(
         self, env: Environment, kind: str, values: list[str], *, create: bool
@@ -57,7 +60,7 @@ class ProfileStore:
         """Give the 16-byte profile ids of identities, in the order given; None where there is none.
 
         With `create` a new profile is made for each that has none. One round trip for each 350
-        looked up (40 created) of a partition, partitions side by side.
+        of a partition, and one for each 40 that are created; partitions side by side.
         """
         wanted = list(dict.fromkeys(values))
         if not wanted:
@@ -68,20 +71,23 @@ class ProfileStore:
                 await asyncio.sleep(0)
             partition, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
             places.setdefault(partition, []).append((value, bucket))
-        size = CHUNK if create else FIND
-        resolve = self._create if create else self._find
-        bulk = len(wanted) > size
         found: dict[str, bytes | None] = {}
 
         async def run(partition: int, within: list[tuple[str, int]]) -> None:
-            for start in range(0, len(within), size):
-                part = within[start : start + size]
-                mixed = await resolve(env, partition, kind, part, bulk)
-                for (value, _), each in zip(part, mixed, strict=True):
-                    found[value] = None if each is None else env.mixer.unmix(each)
+            bulk = len(wanted) > FIND
+            for start in range(0, len(within), FIND):
+                part = within[start : start + FIND]
+                mixed = await self._find(env, partition, kind, part, bulk)
+                found.update(zip((value for value, _ in part), mixed, strict=True))
+            missing = [each for each in within if found[each[0]] is None] if create else []
+            for start in range(0, len(missing), CHUNK):
+                part = missing[start : start + CHUNK]
+                mixed = await self._create(env, partition, kind, part, bulk or len(missing) > CHUNK)
+                found.update(zip((value for value, _ in part), mixed, strict=True))
 
         await asyncio.gather(*(run(partition, within) for partition, within in places.items()))
-        return [found[value] for value in values]
+        unmix = env.mixer.unmix
+        return [None if (each := found[value]) is None else unmix(each) for value in values]
 
     async def _find(
         self,
@@ -115,13 +121,9 @@ class ProfileStore:
         tag = env.partitions[partition]
         for _ in range(TRIES):
             arguments: list[bytes | str | int] = [SHOWN.get(kind, ""), _now_us()]
-            for value, bucket in wanted:
-                arguments += [
-                    bucket,
-                    keys.identity_field(kind, value),
-                    value,
-                    env.mixer.draw(partition, len(env.partitions)),
-                ]
+            drawn = env.mixer.draw(partition, len(env.partitions), len(wanted))
+            for (value, bucket), candidate in zip(wanted, drawn, strict=True):
+                arguments += [bucket, keys.identity_field(kind, value), value, candidate]
             found: list[bytes] = await self._connection.call(
                 scripts.load("create_identities"),
                 [keys.key(tag, "count"), keys.key(tag, "shape"), keys.none(tag)],
@@ -178,9 +180,10 @@ class ProfileStore:
                     await self._settle(env, q, bucket, field, held, b"")
                 raise
             fault("add_identity.confirmed")
-            await self._settle(env, q, bucket, field, held, mixed + since)
+            settled = await self._settle(env, q, bucket, field, held, mixed + since)
             fault("add_identity.settled")
-            return
+            if settled:
+                return
         message = "the identity is being changed by too many others at once"
         raise Unavailable(message)
 
@@ -354,12 +357,14 @@ class ProfileStore:
         )
         return bool(released)
 
-    async def finish_erasures(self, env: Environment) -> int:
+    async def finish_erasures(self, env: Environment, *, grace_seconds: float = 0.0) -> int:
         """Go on erasing every profile that is marked, and say how many there were.
 
-        For the worker; safe at any time, by several at once.
+        One that this store did not see marked `grace_seconds` ago is left to whoever is erasing it,
+        and answers what was removed. For the worker; safe at any time, by several at once.
         """
         total = 0
+        now = time.monotonic()
         for tag in env.partitions:
             marked = await self._connection.call(
                 scripts.load("list_erasing"),
@@ -367,8 +372,12 @@ class ProfileStore:
                 [CHUNK],
             )
             for mixed in marked:
-                await self._erase(env, tag, mixed)
-                total += 1
+                if now - self._marked.setdefault((tag, mixed), now) >= grace_seconds:
+                    await self._erase(env, tag, mixed)
+                    del self._marked[tag, mixed]
+                    total += 1
+        while len(self._marked) > MARKED:
+            del self._marked[next(iter(self._marked))]
         return total
 
 

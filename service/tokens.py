@@ -17,13 +17,26 @@ from urllib.parse import parse_qsl, unquote_plus
 import msgspec
 
 from service.auth import LIFETIME_SECONDS, mint
-from service.endpoint import ENCODER, Call, Request, Resource, endpoint, read_body
+from service.endpoint import (
+    ENCODER,
+    Call,
+    Request,
+    Resource,
+    discard_body,
+    endpoint,
+    read_body,
+)
+from service.errors import TooLarge
 from service.registry import SCOPES
 
 if TYPE_CHECKING:
     from service.registry import Credential, Registry
 
 GRANT = "client_credentials"
+
+REQUEST_LIMIT_BYTES = 16 * 1024
+FIELDS_LIMIT = 20
+"""Anybody may send a request here, and 8 MiB of form hold up the event loop for 10 seconds."""
 
 _NOBODY = hashlib.sha256(b"").hexdigest()
 
@@ -76,7 +89,12 @@ class Token(Resource):
         response = call.response
         response.set_header("Cache-Control", "no-store")
         response.set_header("Pragma", "no-cache")
-        data = await read_body(call.request)
+        try:
+            data = await read_body(call.request, REQUEST_LIMIT_BYTES)
+        except TooLarge as error:
+            await discard_body(call.request)
+            response.status = error.status
+            return ENCODER.encode(TokenErrorBody("invalid_request", str(error)))
         try:
             wanted = _read(call.request, data)
             credential, scopes = await _granted(registry, wanted)
@@ -106,7 +124,12 @@ def _read(request: Request, data: bytes) -> TokenRequest:
         elif is_json:
             wanted = _DECODER.decode(data)
         else:
-            pairs = parse_qsl(data.decode(), keep_blank_values=True, errors="strict")
+            pairs = parse_qsl(
+                data.decode(),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=FIELDS_LIMIT,
+            )
             if len(dict(pairs)) < len(pairs):
                 raise _Refused("invalid_request", "A parameter is given more than once.")
             wanted = msgspec.convert(dict(pairs), TokenRequest)

@@ -8,6 +8,7 @@ dropped. A single server is a map of one node. Knows slots and lanes, no scripts
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,15 @@ IDLE_SECONDS = 0.001
 PING_SECONDS = 0.4
 PINGS_UNANSWERED = 3
 RESUBSCRIBE_SECONDS = 0.2
+REFUSED_SECONDS = 10.0
+"""A subscription that the server refuses is tried again this often: somebody has to allow it."""
+
+_log = logging.getLogger("belong.topology")
+
+_REFUSED = (
+    "the store at %s does not let our user hear the channel %s (%s): changes that other processes"
+    " make are noticed only when their versions are read, once a second"
+)
 
 Address = tuple[str, int]
 
@@ -131,7 +141,11 @@ class Topology:
     async def listen(
         self, channel: bytes, on_message: Callable[[bytes], None], on_reset: Callable[[], None]
     ) -> None:
-        """Hear a channel until cancelled; after a loss on whichever server answers."""
+        """Hear a channel until cancelled; after a loss on whichever server answers.
+
+        A refusal is logged once, until a subscription succeeds.
+        """
+        is_told = False
         while True:
             for endpoint in self.listeners():
                 link = ChannelLink(str(endpoint), self._timeout, self._stats, on_message, on_reset)
@@ -147,7 +161,11 @@ class Topology:
                     pass
                 finally:
                     link.drop(f"The connection to {endpoint} was closed")
-                await asyncio.sleep(RESUBSCRIBE_SECONDS)
+                if link.refusal is not None and not is_told:
+                    _log.warning(_REFUSED, endpoint, channel.decode(), link.refusal)
+                is_told = link.refusal is not None or (is_told and not link.subscribed)
+                pause = RESUBSCRIBE_SECONDS if link.refusal is None else REFUSED_SECONDS
+                await asyncio.sleep(pause)
             self.refresh()
 
     def listeners(self) -> list[Endpoint]:

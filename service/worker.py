@@ -2,8 +2,10 @@
 
 It looks at every environment once a second and completes intents, deletions, erasures and
 reservations older than two seconds (younger ones are somebody's work in progress); once an hour it
-forgets old states. Everything it does is made of steps that are safe to repeat and to do twice at
-once, so any number of workers may run, and none holds anything that matters.
+forgets old states. What answers depend on comes first, and sweeps, which may take minutes, get half
+a second of each look, so that nothing waits for the end of one. Everything it does is made of steps
+that are safe to repeat and to do twice at once, so any number of workers may run, and none holds
+anything that matters.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 INTERVAL_SECONDS = 1.0
 GRACE_US = 2_000_000
 """Age from which on something unfinished is taken to be left by a dead process."""
+SWEEP_SECONDS = 0.5
+"""How long the sweeps of one environment may take before everything is looked at again."""
 PURGE_SECONDS = 3_600.0
 STATE_US = 86_400_000_000
 """Age at which a state that says no more than its absence is forgotten."""
@@ -43,7 +47,7 @@ async def run(url: str, stop: asyncio.Event) -> None:
                 if store is None:
                     store = await Store.open(url)
                 purge = time.monotonic() - purged_at > PURGE_SECONDS
-                await work(store, purge=purge)
+                await work(store, purge=purge, sweep_seconds=SWEEP_SECONDS)
                 if purge:
                     purged_at = time.monotonic()
                 waiting = False
@@ -51,6 +55,9 @@ async def run(url: str, stop: asyncio.Event) -> None:
                 if not waiting:
                     log.warning("waiting for the store: %s", ex)
                 waiting = True
+            else:
+                if store.groups.interrupted:
+                    continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
     finally:
@@ -58,13 +65,21 @@ async def run(url: str, stop: asyncio.Event) -> None:
             await store.close()
 
 
-async def work(store: Store, *, grace_us: int = GRACE_US, purge: bool = False) -> int:
+async def work(
+    store: Store,
+    *,
+    grace_us: int = GRACE_US,
+    purge: bool = False,
+    sweep_seconds: float | None = None,
+) -> int:
     """Look at every environment once; how many things were finished.
 
+    Without `sweep_seconds` sweeps go on to their end, else in the next look of this process.
     A failure in one environment is logged and does not keep the others waiting; Unavailable is
     raised.
     """
     before_us = time.time_ns() // 1000 - grace_us
+    store.groups.interrupted.clear()
     environments = [
         environment
         for application in await store.registry.list_applications()
@@ -75,7 +90,10 @@ async def work(store: Store, *, grace_us: int = GRACE_US, purge: bool = False) -
     for start in range(0, len(environments), TOGETHER):
         together = environments[start : start + TOGETHER]
         for done in await asyncio.gather(
-            *(_work(store, each, before_us=before_us, purge=purge) for each in together),
+            *(
+                _work(store, each, before_us=before_us, purge=purge, sweep_seconds=sweep_seconds)
+                for each in together
+            ),
             return_exceptions=True,
         ):
             if isinstance(done, Unavailable):
@@ -89,12 +107,15 @@ async def work(store: Store, *, grace_us: int = GRACE_US, purge: bool = False) -
     return total
 
 
-async def _work(store: Store, env: Environment, *, before_us: int, purge: bool) -> int:
+async def _work(
+    store: Store, env: Environment, *, before_us: int, purge: bool, sweep_seconds: float | None
+) -> int:
     try:
         total = await store.groups.finish_intents(env, before_us)
-        total += await store.groups.sweep_groups(env, before_us)
+        await store.groups.install_deletions(env, before_us)
         total += await store.profiles.settle_reservations(env, before_us)
         total += await store.profiles.finish_erasures(env)
+        total += await store.groups.sweep_groups(env, before_us, budget_seconds=sweep_seconds)
         if purge:
             await store.groups.purge_states(env, before_us - STATE_US)
     except Unavailable:

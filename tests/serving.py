@@ -169,7 +169,9 @@ def serve(tmp_path: Path, runtime: None) -> Iterator[Callable[..., Serving]]:
                 assert one.stop() == 0, one.log.read_text()
         for one in started:
             eventually(partial(has_ended, one), 5)
-            assert "Traceback" not in one.log.read_text()
+            said = one.log.read_text()
+            # Orphans of a killed master cut off, after a second, what they could not answer.
+            assert "Traceback" not in said or "graceful shutdown exceeded" in said, said
     finally:
         for one in started:
             one.end()

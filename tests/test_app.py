@@ -15,7 +15,7 @@ import pytest
 from service import auth
 from service.app import ROUTES, create_app, operations
 from service.config import Config
-from service.errors import Unavailable, Unusable
+from service.errors import ScriptFailed, Unavailable, Unusable
 from service.registry import SCOPES
 from service.store import Store
 from tests import backings
@@ -239,6 +239,34 @@ async def test_a_store_that_is_down_at_the_start_is_used_once_it_is_there() -> N
             assert (await conductor.simulate_get(f"{DEMO}/")).status_code == 200
     finally:
         server.stop()
+
+
+async def test_whatever_keeps_the_store_from_opening_is_logged_and_tried_again(
+    valkey: backings.Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A script that failed in the check of the format ended the opening for good: 503 for ever."""
+    failures = [ScriptFailed("check_format: oh"), *[RuntimeError("a bug")] * 2, Unusable("no")]
+    reached: list[str] = []
+    opening = Store.open
+
+    async def broken(url: str) -> Store:
+        reached.append(url)
+        if failures:
+            raise failures.pop(0)
+        return await opening(url)
+
+    monkeypatch.setattr(Store, "open", broken)
+    monkeypatch.setattr("service.app.RETRY_SECONDS", 0.05)
+    app = create_app(Config(redis_url=valkey.url))
+    async with falcon.testing.ASGIConductor(app) as conductor:
+        deadline = time.monotonic() + 5
+        while (await conductor.simulate_get("/readyz")).status_code != 200:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+    assert len(reached) == 5
+    for said in ("check_format: oh", "RuntimeError: a bug", "not opened yet: no"):
+        assert caplog.text.count(said) == 1
 
 
 async def test_a_store_that_goes_is_503_within_a_second_and_back_within_two(

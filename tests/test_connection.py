@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import traceback
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from redis.crc import key_slot
 
+from service import topology
 from service.connection import Connection
 from service.errors import (
     Conflict,
@@ -29,6 +31,7 @@ from service.errors import (
     Unavailable,
     Unusable,
 )
+from service.lane import Endpoint, Lane, Stats
 from service.scripts import Script, Scripts
 from tests import backings
 
@@ -284,6 +287,19 @@ async def test_callers_that_were_cancelled_do_not_disturb_the_others(server, scr
             assert all(isinstance(reply, asyncio.CancelledError) for reply in replies[1::2])
 
 
+async def test_a_command_that_cannot_be_packed_leaves_no_place_in_the_line(server):
+    """None among the parts raised after a reply was waited for: all later ones came one late."""
+    async with opened(server.url) as connection:
+        for name in (b"one", b"two"):
+            await connection.command(name, "SET", name, name)
+        with pytest.raises(TypeError):
+            await connection.command(b"one", "GET", None)  # type: ignore[arg-type]
+
+        assert [b"one", b"two"] == await asyncio.gather(
+            *(connection.command(name, "GET", name) for name in (b"one", b"two"))
+        )
+
+
 async def test_large_replies_and_arguments_arrive_whole(server, scripts):
     async with opened(server.url) as connection:
         texts = [bytes([n]) * 3_000_000 for n in range(5)]
@@ -477,6 +493,21 @@ async def test_closing_fails_what_is_pending_and_what_comes_after(server, script
         await connection.call(scripts("echo"), KEYS, ["a"])
 
 
+async def test_a_node_that_leaves_before_it_answered_is_unavailable_and_cancels_nobody():
+    """A failover's new map cancelled who waited for the old node: the near-cache's poll ended."""
+    async with pretending(lambda _: b"") as url:
+        lane = Lane(Endpoint.of(url), 0.9, Stats(), lambda: None)
+        waiting = [asyncio.ensure_future(lane.connect()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        assert [True, False, False] == [each.cancelled() for each in waiting]
+        lane.retire()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [asyncio.CancelledError, Unavailable, Unavailable] == list(map(type, results))
+
+
 # ---------------------------------------------------------------- servers that cannot be used
 
 
@@ -517,6 +548,28 @@ async def test_what_is_no_redis_is_unusable():
 async def test_a_url_that_says_nothing_sensible_is_unusable(url, message):
     with pytest.raises(Unusable, match=message):
         await Connection.open(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:s3#cretpw@host",
+        "redis://user:s3/cretpw@host:6379/0",
+        "redis://user:s3?cretpw=x@host:6379/0",
+        "redis://host?s3=cretpw",
+        "redis://user:s3[cretpw@host",
+    ],
+)
+def test_no_piece_of_a_password_is_in_the_error_about_a_url(url):
+    """A # in it made the host `user` and the port "s3", and urllib's error said so."""
+    with pytest.raises(Unusable) as raised:
+        Endpoint.of(url)
+    said = "".join(traceback.format_exception(raised.value))
+    said = said.partition("Unusable")[2]
+    assert "percent-encoded" in said
+    assert "s3" not in said
+    assert "cret" not in said
+    assert raised.value.__suppress_context__
 
 
 @pytest.mark.parametrize(
@@ -891,6 +944,32 @@ async def test_a_quiet_subscription_stays(server):
         await asyncio.sleep(2.5)
 
         assert heard == ["reset"]
+
+
+async def test_a_refused_subscription_is_logged_once_and_tried_again_slowly(
+    server, monkeypatch, caplog
+):
+    """It was tried again every 0.2 s, for ever, and nobody was told."""
+    server.ask("ACL SETUSER", "ann", "on", ">pw", "~*", "+@all")
+    monkeypatch.setattr(topology, "RESUBSCRIBE_SECONDS", 0.01)
+    monkeypatch.setattr(topology, "REFUSED_SECONDS", 0.3)
+    heard: list[Any] = []
+
+    def refused() -> int:
+        return server.ask("ACL LOG")[0][1] if server.ask("ACL LOG") else 0
+
+    async with opened(server.url.replace("unix://", "unix://ann:pw@")) as connection:
+        connection.subscribe(b"news", heard.append, lambda: heard.append("reset"))
+        await asyncio.sleep(1)
+        assert 2 <= refused() <= 4
+        [record] = [each for each in caplog.records if each.name == "belong.topology"]
+        assert record.levelname == "WARNING"
+        assert "does not let our user hear the channel news (NOPERM" in record.getMessage()
+        assert [] == heard
+
+        server.ask("ACL SETUSER", "ann", "&news")
+        assert await publish_until_heard(connection, heard, "a") < 1
+        assert ["reset", b"a"] == heard[:2]
 
 
 @pytest.mark.cluster

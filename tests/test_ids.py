@@ -106,11 +106,13 @@ def test_ids_that_begin_alike_are_spread_evenly(mixer):
 
 
 @pytest.mark.parametrize("partitions", [1, 8, 64])
-def test_a_drawn_id_lies_in_the_partition_asked_for(mixer, partitions):
+def test_drawn_ids_lie_in_the_partition_asked_for(mixer, partitions):
     for partition in range(partitions):
-        drawn = mixer.draw(partition, partitions)
-        assert partition == ids.head(drawn) % partitions
-        assert 4 == uuid.UUID(bytes=mixer.unmix(drawn)).version
+        drawn = mixer.draw(partition, partitions, 40)
+        assert 40 == len(set(drawn))
+        assert {partition} == {ids.head(each) % partitions for each in drawn}
+        unmixed = [uuid.UUID(bytes=mixer.unmix(each)) for each in drawn]
+        assert {(4, uuid.RFC_4122)} == {(each.version, each.variant) for each in unmixed}
 
 
 def test_an_identity_has_one_place(mixer):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from service import lookups
+from service import ids, lookups
 from service.groups import Group
 from service.lookups import MembershipBody
 from service.store_members import ProfileGroup
@@ -117,16 +117,26 @@ def test_a_spliced_row_is_what_the_struct_would_be(name: str) -> None:
     for count in (0, 7, 10**12):
         row = ProfileGroup(group, 1, count)
         assert lookups._body(group, count) == msgspec.json.decode(
-            lookups._spliced([row])[0], type=MembershipBody
+            lookups._spliced(1, [row])[0], type=MembershipBody
         )
 
 
 def test_the_memory_of_spliced_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookups, "_SPLICED", 5)
     for number in range(20):
-        lookups._spliced([ProfileGroup(a_group("n" * number), 1, 0)])
+        lookups._spliced(1, [ProfileGroup(a_group("n" * number), 1, 0)])
 
     assert len(lookups._spliced_parts) <= 5
+
+
+def test_a_spliced_row_is_never_one_of_another_application() -> None:
+    """Two had a group of the same id and version, and one was shown the name of the other's."""
+    mine, theirs = (ProfileGroup(a_group(name), 1, 0) for name in ("mine", "them"))
+    assert (mine.group.id, mine.group.version) == (theirs.group.id, theirs.group.version)
+
+    for _ in range(2):
+        assert b'"group_name":"mine"' in lookups._spliced(1, [mine])[0]
+        assert b'"group_name":"them"' in lookups._spliced(2, [theirs])[0]
 
 
 async def checked(client: Client, *pairs: dict[str, Any]) -> list[bool | None]:
@@ -228,3 +238,35 @@ async def test_a_warm_lookup_is_one_command(api: Api, admin: Client) -> None:
             spent.append(api.store.connection.stats.commands - before)
         assert min(spent) == 1
         assert sorted(spent)[2] == 1
+
+
+async def test_a_group_made_anew_under_its_id_is_the_one_that_is_asked(
+    api: Api, admin: Client
+) -> None:
+    # A process that had not heard of the deletion asked under the old number: no such group.
+    application = await api.store.registry.application("demo")
+    assert application is not None
+    env = application.production
+    group = await admin.group()
+    old = await api.store.groups.number_of(env, group)
+    await admin.delete(f"{GROUPS}/{group}/")
+    await admin.post(f"{GROUPS}/{group}/", {"name": "again"}, 201)
+    await admin.post(f"{GROUPS}/{group}/members/", {"profile_ids": [P1]})
+
+    def unheard() -> None:
+        api.store.cache.directory(env.directory).keep_number(ids.parse(group) or b"", old)
+
+    pair = {"profile_id": P1, "group_id": group}
+    for asked in ([pair], [pair, pair]):
+        unheard()
+        answer = await admin.post(f"{DEMO}/memberships/check/", {"pairs": asked})
+        assert answer.body.results == [True] * len(asked)
+    unheard()
+    assert (await admin.get(f"{GROUPS}/{group}/members/")).body.count == 1
+    unheard()
+    assert (await admin.get(f"{GROUPS}/{group}/members/{P1}/")).body.id == P1
+    unheard()
+    answer = await admin.post(f"{GROUPS}/{group}/members/", {"profile_ids": [P2]})
+    assert answer.body.successfully_added == [P2]
+    unheard()
+    await admin.delete(f"{GROUPS}/{group}/members/", {"profile_ids": [P2]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -286,3 +288,28 @@ async def test_adding_custom_ids_to_an_inactive_group_makes_no_profiles(
         env, "customer_id", ["nobody"], create=False
     )
     assert found is None
+
+
+async def test_a_custom_id_whose_profile_is_erased_meanwhile_is_somebody_new(
+    api: Api, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The custom id was resolved, its profile was erased, and the erased id was added: the answer
+    # said so, and the custom id was nobody.
+    group = await admin.group()
+    members = f"{GROUPS}/{group}/members/"
+    await admin.post(members, {"custom_ids": ["carol"]})
+    old = (await admin.get(members)).body.results[0].id
+    application = await api.store.registry.application("demo")
+    assert application is not None
+    add = api.store.members.add_members
+
+    async def late(env: Any, number: int, packed: bytes, **options: Any) -> bytes:
+        monkeypatch.undo()
+        await api.store.profiles.erase_profile(application.production, packed)
+        return await add(env, number, packed, **options)
+
+    monkeypatch.setattr(api.store.members, "add_members", late)
+    answer = await admin.post(members, {"custom_ids": ["carol"]})
+    assert answer.body.successfully_added == ["carol"]
+    [row] = (await admin.get(members)).body.results
+    assert (row.custom_id, row.id == old) == ("carol", False)

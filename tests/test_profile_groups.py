@@ -264,6 +264,16 @@ async def test_filters_narrow_the_list_together(admin: Client) -> None:
         assert query.partition("=")[0] in (await admin.get(f"{GROUPS}/?{query}", 400)).body
 
 
+async def test_more_filters_than_a_group_has_attributes_are_refused(admin: Client) -> None:
+    """4,000 in one request kept the store busy for all others."""
+    query = "&".join(["attributes=team:red"] * 100)
+    assert await listed(admin, f"?{query}") == []
+
+    answer = await admin.get(f"{GROUPS}/?{query}&attributes=level", 400)
+
+    assert {"attributes": ["Expected `array` of length <= 100 - at `$.attributes`"]} == answer.body
+
+
 async def test_a_filtered_list_is_walked_both_ways(admin: Client) -> None:
     for number in range(7):
         key = "odd" if number % 2 else "even"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import pytest
 
-from service import keys, registry
+from service import auth, keys, registry
 from service.errors import Conflict, Invalid, NotFound, Unavailable, Unusable
 from service.groups import NewGroup
 from service.ids import new
@@ -103,7 +104,13 @@ async def test_an_unknown_application_cannot_be_changed(store):
         await store.registry.delete_application("nobody")
 
 
-async def test_an_application_that_holds_something_is_not_deleted(store):
+@pytest.fixture
+def quickly(monkeypatch):
+    """Deletions that do not wait for other processes, of which there are none."""
+    monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.01)
+
+
+async def test_an_application_that_holds_something_is_not_deleted(store, quickly):
     application = await store.registry.create_application("one", partitions=8)
     env = application.environments["development"]
     group = await store.groups.create_group(env, NewGroup(name="g"))
@@ -116,6 +123,169 @@ async def test_an_application_that_holds_something_is_not_deleted(store):
     await work(store, grace_us=0)
     await store.registry.delete_application("one")
     assert await store.registry.application("one") is None
+
+
+async def field(store, kind, name):
+    key = keys.key(keys.REGISTRY, kind)
+    return await store.connection.command(key, "HGET", key, name)
+
+
+async def put(store, kind, name, document):
+    key = keys.key(keys.REGISTRY, kind)
+    await store.connection.command(key, "HSET", key, name, msgspec.json.encode(document))
+
+
+async def test_tokens_and_credentials_of_a_deleted_application_open_no_later_one(
+    store, quickly, monkeypatch
+):
+    """`app delete one`, `app create one`: the old token read the groups of the new tenant."""
+    await store.registry.create_application("one")
+    await store.registry.create_application("other")
+    alone, _ = await store.registry.create_credential(["one"], ["admin"])
+    both, _ = await store.registry.create_credential(["one", "other"], ["admin"])
+    await store.registry.delete_application("one")
+    with pytest.raises(Conflict, match="deleted within the last 8 hours"):
+        await store.registry.create_application("one")
+    now = registry._now_us()
+    later = now + (auth.LIFETIME_SECONDS + 61) * 1_000_000
+    monkeypatch.setattr(registry, "_now_us", lambda: later)
+    await store.registry.create_application("one")
+    assert await field(store, "deleted", "one") is None
+    found = {each.id: each for each in await store.registry.list_credentials()}
+    assert (False, ()) == (found[alone.id].active, found[alone.id].applications)
+    assert (True, ("other",)) == (found[both.id].active, found[both.id].applications)
+
+
+async def test_what_is_written_while_an_application_is_deleted_is_not_lost(store, monkeypatch):
+    """A process whose copy was a second old created a group between the look and the removal."""
+    env = (await store.registry.create_application("one", partitions=8)).production
+
+    async def writes(seconds):
+        assert 2 * registry.POLL_SECONDS == seconds
+        await store.groups.create_group(env, NewGroup(name="g", custom_id="g"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(registry.asyncio, "sleep", writes)
+        with pytest.raises(Conflict, match="still has groups"):
+            await store.registry.delete_application("one")
+    assert env.number == (await store.registry.application("one")).production.number
+    assert "g" == (await store.groups.get_group(env, "g")).name
+
+
+async def test_nobody_knows_an_application_that_is_being_deleted(store, second, monkeypatch):
+    await store.registry.create_application("one")
+    monkeypatch.setattr(registry, "SETTLE_SECONDS", 2.0)
+    assert await second.registry.application("one") is not None
+    deleting = asyncio.create_task(store.registry.delete_application("one"))
+    await asyncio.sleep(1.6)
+    assert not deleting.done()
+    assert await second.registry.application("one") is None
+    await deleting
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_a_deletion_that_died_is_finished_by_the_next_one(
+    store, second, quickly, monkeypatch, written
+):
+    env = (await store.registry.create_application("one")).production
+
+    async def dies(*args):
+        raise Unavailable("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(registry.asyncio, "sleep", dies)
+        with pytest.raises(Unavailable):
+            await store.registry.delete_application("one")
+    assert [] == await second.registry.list_applications()
+    with pytest.raises(Conflict, match="delete it again"):
+        await second.registry.create_application("one")
+    if written:
+        await store.groups.create_group(env, NewGroup(name="g"))
+        with pytest.raises(Conflict, match="still has groups"):
+            await second.registry.delete_application("one")
+        assert ["one"] == [each.client_id for each in await store.registry.list_applications()]
+    else:
+        await second.registry.delete_application("one")
+        assert await field(store, "client_ids", "one") is None
+
+
+async def test_an_application_deleted_twice_at_once_is_deleted(store, second, quickly):
+    await store.registry.create_application("one")
+    done = await asyncio.gather(
+        *(each.registry.delete_application("one") for each in (store, second)),
+        return_exceptions=True,
+    )
+    assert {None, NotFound} >= {each and type(each) for each in done}
+    assert None in done
+    assert [] == await store.registry.list_applications()
+
+
+@pytest.mark.parametrize("kind", ["reserved", "erasing"])
+async def test_an_application_with_something_unfinished_is_not_deleted(store, quickly, kind):
+    """Its memberships were gone, so it was forgotten, and the identities stayed for ever."""
+    env = (await store.registry.create_application("one")).production
+    key = keys.key(env.partitions[0], kind)
+    add = ("ZADD", key, 1, "1:c:x") if kind == "reserved" else ("SADD", key, new())
+    await store.connection.command(key, *add)
+    with pytest.raises(Conflict):
+        await store.registry.delete_application("one")
+    await store.connection.command(key, "DEL", key)
+
+
+async def test_documents_of_a_later_version_are_changed_and_keep_what_it_wrote(store):
+    """Encoded again they were not what is stored, so a change was tried again for ever."""
+    made = await store.registry.create_application("one")
+    credential, _ = await store.registry.create_credential(["one"], ["admin"])
+    for kind, name in (("applications", str(made.number)), ("credentials", credential.id)):
+        document = msgspec.json.decode(await field(store, kind, name))
+        await put(store, kind, name, {"later": 1, **document})
+    async with asyncio.timeout(5):
+        await store.registry.update_application("one", name="new")
+        await store.registry.deactivate_credential(credential.id)
+    for kind, name in (("applications", str(made.number)), ("credentials", credential.id)):
+        assert 1 == msgspec.json.decode(await field(store, kind, name))["later"]
+    assert "new" == (await store.registry.application("one")).name
+    assert not (await store.registry.credential(credential.id)).active
+
+
+async def test_the_directory_of_an_application_that_was_lost_is_given_to_nobody(store):
+    """A failover lost the counter and the document: the next tenant found another's groups."""
+    lost = (await store.registry.create_application("one")).production
+    await store.groups.create_group(lost, NewGroup(name="secret"))
+    registry_kinds = ("applications", "client_ids", "workspaces", "numbers")
+    held = {}
+    for kind in registry_kinds:
+        key = keys.key(keys.REGISTRY, kind)
+        held[kind] = await store.connection.command(key, "HGETALL", key)
+        await store.connection.command(key, "DEL", key)
+    made = await store.registry.create_application("two")
+    numbers = {each.number for each in made.environments.values()}
+    assert lost.number not in numbers
+    for kind in registry_kinds:
+        key = keys.key(keys.REGISTRY, kind)
+        await store.connection.command(key, "DEL", key)
+        await store.connection.command(key, "HSET", key, *held[kind])
+
+
+async def test_following_the_registry_survives_a_command_that_was_cancelled(store, monkeypatch):
+    """A node left the map, its pending command was cancelled, and so was the process's poll."""
+    monkeypatch.setattr(registry, "POLL_SECONDS", 0.01)
+    seen = []
+
+    async def confirm():
+        seen.append(1)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(store.registry, "_confirm", confirm)
+    polling = asyncio.create_task(store.registry.poll())
+    async with asyncio.timeout(5):
+        while len(seen) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not polling.done()
+    polling.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await polling
 
 
 async def test_a_lost_counter_makes_no_two_applications_share_their_data(store):

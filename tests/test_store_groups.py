@@ -8,9 +8,10 @@ import uuid
 import pytest
 
 from service import ids, keys
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, NotFound, Unavailable
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.store import Store
+from service.store_groups import SCAN
 from service.worker import work
 from tests.model import stroll
 
@@ -147,9 +148,10 @@ async def test_all_conditions_of_a_query_must_match(store, env):
     assert [] == await listed(store, env, attributes=wanted, name="h")
 
 
+@pytest.mark.parametrize(("backing", "partitions"), [("embedded", 1)], indirect=True)
 async def test_more_conditions_than_a_step_has_entries_match_too(store, env):
     """More of them than a step has entries made steps that looked at nothing: an empty list."""
-    names = [f"k{n}" for n in range(1001)]
+    names = [f"k{n}" for n in range(SCAN + 1)]
     made = await create(store, env, attributes=tuple(Attribute(each, "v") for each in names))
     wanted = tuple((each, None) for each in names)
     assert [made.number] == await listed(store, env, attributes=wanted)
@@ -231,6 +233,65 @@ async def test_a_change_against_switching_ends_as_the_directory_says(store, seco
         group = await store.groups.get_group(env, made.id, include_inactive=True)
         letters = await second.members.check_members(env, [made.number] * 20, packed)
         assert (b"0" if group.is_active else b"n") * 20 == letters
+
+
+class Late:
+    """A step that stops before it is taken, until it is let go."""
+
+    def __init__(self, groups, step):
+        self.reached, self.go = asyncio.Event(), asyncio.Event()
+        self._step = getattr(groups, step)
+
+    async def __call__(self, *args):
+        self.reached.set()
+        await self.go.wait()
+        return await self._step(*args)
+
+
+async def switch(store, env, group, *, is_active):
+    changes = GroupChanges(is_active=is_active)
+    await store.groups.update_group(env, group.id, changes, include_inactive=True)
+
+
+@on_real_servers
+async def test_a_state_that_comes_late_does_not_undo_a_newer_one(store, second, env, monkeypatch):
+    made = await create(store, env)
+    late = Late(store.groups, "install_state")
+    monkeypatch.setattr(store.groups, "install_state", late)
+    switching = asyncio.create_task(switch(store, env, made, is_active=False))
+    await late.reached.wait()
+    await switch(second, env, made, is_active=True)
+    late.go.set()
+    await switching
+    packed = b"".join(ids.new() for _ in range(40))
+    letters = await store.members.check_members(env, [made.number] * 40, packed)
+    assert b"0" * 40 == letters
+
+
+@on_real_servers
+async def test_who_finishes_late_does_not_drop_the_intent_of_another(
+    store, second, env, monkeypatch
+):
+    """The second switch dies before any partition knows of it; its intent is all there is."""
+    made = await create(store, env)
+    late = Late(store.groups, "_finish")
+    with monkeypatch.context() as patched:
+        patched.setattr(store.groups, "_finish", late)
+        switching = asyncio.create_task(switch(store, env, made, is_active=False))
+        await late.reached.wait()
+
+        async def dies(*args):
+            raise Unavailable("gone")
+
+        patched.setattr(second.groups, "install_state", dies)
+        with pytest.raises(Unavailable):
+            await switch(second, env, made, is_active=True)
+        late.go.set()
+        await switching
+    await work(store, grace_us=0)
+    packed = b"".join(ids.new() for _ in range(40))
+    letters = await store.members.check_members(env, [made.number] * 40, packed)
+    assert b"0" * 40 == letters
 
 
 @on_real_servers

@@ -367,3 +367,56 @@ async def test_a_process_held_up_in_erasing_takes_nothing_that_was_given_anew(
     assert await store.profiles.resolve_identities(env, "customer_id", ["c"], create=False) == [
         profile
     ]
+
+
+async def test_a_process_held_up_in_erasing_does_not_end_a_later_erasing(
+    store, second, env, monkeypatch
+):
+    # The first stopped before its last script; another finished; the profile came back and was
+    # erased anew. The late script dropped the mark of that: it reported success, and the new
+    # memberships stayed.
+    profile = new()
+    await store.profiles.add_identity(env, profile, "email", "x")
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    reached, go = asyncio.Event(), asyncio.Event()
+    call = second.connection.call
+
+    async def late(script, *arguments, **options):
+        if script.name == "finish_erase":
+            reached.set()
+            await go.wait()
+        return await call(script, *arguments, **options)
+
+    monkeypatch.setattr(second.connection, "call", late)
+    slow = asyncio.create_task(second.profiles.erase_profile(env, profile))
+    await reached.wait()
+    await store.profiles.erase_profile(env, profile)
+    await store.members.add_members(env, group.number, profile)
+    mixed = env.mixer.mix(profile)
+    tag = env.partitions[head(mixed) % len(env.partitions)]
+    begin = [keys.key(tag, "erasing"), keys.of_profile(tag, "profile", mixed), keys.none(tag)]
+    await store.connection.call(scripts.load("begin_erase"), begin, [mixed, 1])
+    go.set()
+    await slow
+    await store.profiles.finish_erasures(env)
+    assert await store.members.check_members(env, [group.number], profile) == b"0"
+
+
+async def test_an_identity_reserved_again_while_it_is_confirmed_is_settled_all_the_same(
+    store, second, env, monkeypatch
+):
+    # Two requests gave a profile one identity. The second reserved anew and died; the first found
+    # that it could not settle, and answered although the identity resolved to nobody.
+    profile = new()
+    place = env.mixer.place_identity("email", "x", len(env.partitions))
+    confirm = store.profiles._confirm
+
+    async def overtaken(env, mixed, field, *arguments):
+        since = await confirm(env, mixed, field, *arguments)
+        monkeypatch.undo()
+        await second.profiles._reserve(env, *place, field, mixed, 2**50 + 1, b"")
+        return since
+
+    monkeypatch.setattr(store.profiles, "_confirm", overtaken)
+    await store.profiles.add_identity(env, profile, "email", "x")
+    assert await store.profiles.resolve_identities(env, "email", ["x"], create=False) == [profile]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -121,11 +122,12 @@ async def test_a_wrong_credential_is_invalid_client(api: Api, anybody: Client) -
         ({}, {}, "invalid_request"),
         (b"{", {}, "invalid_request"),
         (b'"\xff"', {}, "invalid_request"),
-        (b"[" * 100_000, {}, "invalid_request"),
+        (b"[" * 16_000, {}, "invalid_request"),
         ({"grant_type": 1}, {}, "invalid_request"),
         (b"grant_type=\xff", FORM, "invalid_request"),
         (b"grant_type=%ff", FORM, "invalid_request"),
         (b"grant_type=a&grant_type=b", FORM, "invalid_request"),
+        ("&".join(f"a{n}=b" for n in range(21)), FORM, "invalid_request"),
         ({"grant_type": "password"}, {}, "unsupported_grant_type"),
         ({"grant_type": ""}, {}, "unsupported_grant_type"),
         (
@@ -139,6 +141,21 @@ async def test_what_is_no_request_for_a_token_is_refused(
     anybody: Client, body: object, headers: dict[str, str], expected: str
 ) -> None:
     assert expected == error(await anybody.post(PATH, body, 400, headers=headers))
+
+
+async def test_a_form_of_8_mib_is_refused_before_it_is_read(anybody: Client) -> None:
+    """`a&a&…` from anybody held up the event loop for ten seconds."""
+    body = b"a&" * (4 * 1024 * 1024)
+    began = time.monotonic()
+
+    answer = await anybody.post(PATH, body, 413, headers=FORM)
+
+    assert time.monotonic() - began < 1
+    assert error(answer) == "invalid_request"
+    assert "16384 bytes (16 KiB)" in answer.plain["error_description"]
+    padded = b'{"grant_type":"password"}'.ljust(16 * 1024)
+    assert error(await anybody.post(PATH, padded, 400)) == "unsupported_grant_type"
+    assert error(await anybody.post(PATH, padded + b" ", 413)) == "invalid_request"
 
 
 async def test_the_secret_is_not_kept(api: Api) -> None:

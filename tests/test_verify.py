@@ -891,11 +891,12 @@ async def test_a_profile_being_erased_is_passed_over(store, env, at_once):
     id16 = world.one_of(world.small)
     [name] = [value for (_, value), each in world.identities.items() if each == id16][:1]
     await world.do(keys.key(world.tag(id16), "erasing"), "SADD", world.mixed(id16))
+    since = await world.do(world.of("identities", id16), "HGET", f"c:{name}")
     await world.do(world.of("identities", id16), "HDEL", f"c:{name}")
 
     assert (await verify(store)).problems == []
 
-    await world.do(world.of("identities", id16), "HSET", f"c:{name}", JOINED_US)
+    await world.do(world.of("identities", id16), "HSET", f"c:{name}", since)
     await store.profiles.finish_erasures(env)
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service import keys, worker
+from service import keys, store_groups, worker
 from service.errors import Conflict, NotFound, ScriptFailed, Unavailable
 from service.groups import GroupChanges, NewGroup
 from service.ids import new
@@ -134,6 +134,112 @@ async def test_an_environment_out_of_reach_does_not_keep_the_others_waiting(
     assert 4 == len({each.number for each in calls})
 
 
+async def test_a_long_sweep_does_not_keep_other_groups_waiting(store, env, group, monkeypatch):
+    """A sweep ran to its end first: for minutes members of a group deleted since were members."""
+    monkeypatch.setattr(store_groups, "SWEEP", 5)
+    await store.groups.delete_group(env, group.id)
+    await work(store, grace_us=0, sweep_seconds=0)
+    [left] = await store.members.count_members(env, [group.number])
+    assert left > 0
+    other = await store.groups.create_group(env, NewGroup(name="other"))
+    member = new()
+    await store.members.add_members(env, other.number, member)
+    await lose_states(store, monkeypatch, store.groups.delete_group(env, other.id))
+    assert 0 == await work(store, grace_us=0, sweep_seconds=0)
+    assert b"n" == await store.members.check_members(env, [other.number], member)
+
+
+@pytest.mark.parametrize(("backing", "partitions"), [("embedded", 1)], indirect=True)
+async def test_a_sweep_goes_on_where_the_last_look_left_it(store, env, group):
+    await store.groups.delete_group(env, group.id)
+    [before] = await store.members.count_members(env, [group.number])
+    looks = 0
+    while not await work(store, grace_us=0, sweep_seconds=0):
+        looks += 1
+        assert {env.number} == store.groups.interrupted
+        [left] = await store.members.count_members(env, [group.number])
+        assert left < before or left == 0
+        before = left
+    assert looks < 250
+    assert set() == store.groups.interrupted
+    assert [0] == await store.members.count_members(env, [0])
+
+
+async def test_what_a_clock_that_ran_ahead_left_is_finished_now(store, env, group, monkeypatch):
+    """Its versions lay an hour ahead, and for that hour the worker took them for too young."""
+    ahead = store_groups._now_us() + 3_600_000_000
+    away = GroupChanges(is_active=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(store_groups, "_now_us", lambda: ahead)
+        other = await store.groups.create_group(env, NewGroup(name="other"))
+        await lose_states(store, monkeypatch, store.groups.update_group(env, other.id, away))
+        await lose_states(store, monkeypatch, store.groups.delete_group(env, group.id))
+    await work(store, grace_us=2_000_000)
+    numbers = [group.number, other.number]
+    assert b"nn" == await store.members.check_members(env, numbers, new() + new())
+    assert [0] == await store.members.count_members(env, [0])
+
+
+async def test_a_state_lost_in_mid_sweep_is_installed_again(store, env, group, caplog, monkeypatch):
+    """A failover may lose it, and a sweep that remembers having installed it found no way on."""
+    monkeypatch.setattr(store_groups, "SWEEP", 5)
+    await store.groups.delete_group(env, group.id)
+    await work(store, grace_us=0, sweep_seconds=0)
+    for tag in env.partitions:
+        key = keys.key(tag, "state")
+        await store.connection.command(key, "HDEL", key, group.number)
+    await work(store, grace_us=0)
+    assert "is not finished" in caplog.text
+    assert 1 == await work(store, grace_us=0)
+    assert [0] == await store.members.count_members(env, [0])
+
+
+@pytest.mark.parametrize(("backing", "partitions"), [("embedded", 8)], indirect=True)
+async def test_nothing_goes_on_behind_a_look_that_failed(store, env, group, monkeypatch):
+    """One partition was out of reach: sweeps of the others went on, one more with every look."""
+    await store.groups.delete_group(env, group.id)
+    call, running = store.connection.call, []
+    lost = keys.key(env.partitions[0], "state")
+
+    async def fails(script, key_names, args, *, bulk=False):
+        if script.name in {"sweep_group", "set_state"}:
+            if key_names[0] == lost:
+                raise Unavailable("gone")
+            running.append(script)
+            await asyncio.sleep(0.01)
+            reply = await call(script, key_names, args, bulk=bulk)
+            running.remove(script)
+            return reply
+        return await call(script, key_names, args, bulk=bulk)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.connection, "call", fails)
+        with pytest.raises(Unavailable):
+            await store.groups._sweep_group(env, group.number, group.version, float("inf"))
+        assert [] == running
+        with pytest.raises(Unavailable):
+            await store.groups.install_state(env, group.number, group.version, "d")
+        assert [] == running
+    await work(store, grace_us=0)
+    assert [0] == await store.members.count_members(env, [0])
+
+
+@pytest.mark.parametrize(("backing", "partitions"), [("embedded", 1)], indirect=True)
+async def test_a_group_that_cannot_be_swept_does_not_keep_others_waiting(store, env, group):
+    """What failed came first in every look, and nothing after it was ever swept."""
+    state = keys.key(env.partitions[0], "state")
+    other = await store.groups.create_group(env, NewGroup(name="other"))
+    await store.members.add_members(env, other.number, new())
+    for each in (group, other):
+        await store.groups.delete_group(env, each.id)
+    held = await store.connection.command(state, "HGET", state, group.number)
+    await store.connection.command(state, "HSET", state, group.number, f"{2**53} a")
+    await work(store, grace_us=0)
+    assert [0] == await store.members.count_members(env, [other.number])
+    await store.connection.command(state, "HSET", state, group.number, held)
+    assert 1 == await work(store, grace_us=0)
+
+
 async def test_a_store_that_is_gone_is_said_to_be(store, env, group, monkeypatch):
     async def gone(env, before_us):
         raise Unavailable("gone")
@@ -146,7 +252,7 @@ async def test_a_store_that_is_gone_is_said_to_be(store, env, group, monkeypatch
 async def test_it_waits_for_a_store_that_is_gone_and_goes_on(monkeypatch):
     monkeypatch.setattr(worker, "INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(worker, "GRACE_US", 0)
-    monkeypatch.setattr(worker.work, "__kwdefaults__", {"grace_us": 0, "purge": False})
+    monkeypatch.setitem(worker.work.__kwdefaults__, "grace_us", 0)
     server = backings.embedded(persistent=True)
     stop = asyncio.Event()
     working = asyncio.create_task(run(server.url, stop))
