@@ -28,7 +28,7 @@ from service.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.registry import Environment
+    from service.environment import Environment
 
 TOGETHER = 64
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from service.config import Config
-    from service.registry import Application, Credential
+    from service.environment import Application
+    from service.registry import Credential
     from service.verify import Report
 
 _SHARED = ("data_dir", "redis_url", "log_level")

@@ -24,6 +24,7 @@ import msgspec
 from service import ids
 from service.auth import Access, Principal
 from service.decoding import decoded, query_of
+from service.environment import Application, Environment
 from service.errors import (
     BelongError,
     Forbidden,
@@ -33,7 +34,6 @@ from service.errors import (
     Unauthorized,
     Unavailable,
 )
-from service.registry import Application, Environment
 from service.store import Store
 
 if TYPE_CHECKING:

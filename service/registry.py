@@ -15,11 +15,18 @@ import logging
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from service import ids, keys, scripts
+from service import keys, scripts
+from service.environment import (
+    Application,
+    ApplicationDocument,
+    Environment,
+    EnvironmentDocument,
+    as_application,
+)
 from service.errors import Conflict, Invalid, NotFound, Stale, Unavailable, Unusable
 
 if TYPE_CHECKING:
@@ -53,73 +60,6 @@ GROUPS_PER_PROFILE_MAX = 10_000
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 log = logging.getLogger(__name__)
-
-
-class EnvironmentDocument(msgspec.Struct, frozen=True):
-    """An environment as the registry keeps it: its number, and the tags of its partitions."""
-
-    number: int
-    tags: tuple[str, ...]
-
-
-class ApplicationDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """An application as the registry keeps it."""
-
-    client_id: str
-    workspace_id: int
-    name: str
-    secret: bytes
-    created_at_us: int
-    environments: dict[str, EnvironmentDocument]
-    profiles: Literal["open", "registered"] = "open"
-    groups_per_profile: int = 1000
-    deleting_since_us: int | None = None
-    """Set while it is deleted: no process knows it any more, but what it has is still its own."""
-
-
-class Environment:
-    """One environment of an application, ready to use: what every store method takes first."""
-
-    __slots__ = (
-        "directory",
-        "groups_per_profile",
-        "mixer",
-        "name",
-        "number",
-        "partitions",
-        "registered",
-        "secret",
-    )
-
-    def __init__(self, name: str, document: EnvironmentDocument, of: ApplicationDocument) -> None:
-        """Compute tags and the mixer once."""
-        self.name = name
-        self.number = document.number
-        self.directory = keys.directory(document.number)
-        self.partitions = tuple(keys.partition(tag) for tag in document.tags)
-        self.secret = of.secret
-        self.mixer = ids.mixer(of.secret)
-        self.groups_per_profile = of.groups_per_profile
-        self.registered = of.profiles == "registered"
-
-
-class Application(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant. `secret` never leaves the process: ids and cursors depend on it."""
-
-    number: int
-    client_id: str
-    workspace_id: int
-    name: str
-    secret: bytes
-    created_at_us: int
-    profiles: str
-    groups_per_profile: int
-    environments: dict[str, Environment]
-
-    @property
-    def production(self) -> Environment:
-        """The environment that the Profile Groups face shows."""
-        return self.environments["production"]
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
@@ -609,7 +549,7 @@ class Registry:
         for number, raw in applications.items():
             document = _APPLICATION.decode(raw)
             known = found if document.deleting_since_us is None else deleting
-            known[document.client_id] = _application(int(number), document)
+            known[document.client_id] = as_application(int(number), document)
         copy = _Copy(
             int(version or 0),
             found,
@@ -635,23 +575,6 @@ class Registry:
 _APPLICATION = msgspec.json.Decoder(ApplicationDocument)
 _CREDENTIAL = msgspec.json.Decoder(Credential)
 _SIGNING_KEY = msgspec.json.Decoder(SigningKey)
-
-
-def _application(number: int, document: ApplicationDocument) -> Application:
-    return Application(
-        number=number,
-        client_id=document.client_id,
-        workspace_id=document.workspace_id,
-        name=document.name,
-        secret=document.secret,
-        created_at_us=document.created_at_us,
-        profiles=document.profiles,
-        groups_per_profile=document.groups_per_profile,
-        environments={
-            name: Environment(name, environment, document)
-            for name, environment in document.environments.items()
-        },
-    )
 
 
 def _check_profiles(profiles: str) -> None:

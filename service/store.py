@@ -17,6 +17,7 @@ from service.registry import Registry
 from service.store_groups import GroupStore
 from service.store_members import MemberStore
 from service.store_profiles import ProfileStore
+from service.store_upkeep import GroupUpkeep
 
 
 class Store:
@@ -29,6 +30,7 @@ class Store:
         self.registry = Registry(connection)
         self.groups = GroupStore(connection, self.cache)
         self.members = MemberStore(connection, self.groups)
+        self.upkeep = GroupUpkeep(connection, self.groups)
         self.profiles = ProfileStore(connection)
         self._tasks: list[asyncio.Task[None]] = []
 

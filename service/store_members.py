@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from service.connection import Connection
     from service.cuts import Cut, Page
-    from service.registry import Environment
+    from service.environment import Environment
     from service.store_groups import GroupStore
 
     Row = tuple[bytes, bytes, bytes | None, bytes | None]

@@ -22,7 +22,7 @@ from service.faults import fault
 
 if TYPE_CHECKING:
     from service.connection import Connection
-    from service.registry import Environment
+    from service.environment import Environment
 
 CHUNK = 40
 """Identities that one script creates, memberships that one step erases: 1.5 ms of server time."""

@@ -20,7 +20,7 @@ from service.errors import Unavailable
 from service.store import Store
 
 if TYPE_CHECKING:
-    from service.registry import Environment
+    from service.environment import Environment
 
 INTERVAL_SECONDS = 1.0
 GRACE_US = 2_000_000
@@ -56,7 +56,7 @@ async def run(url: str, stop: asyncio.Event) -> None:
                     log.warning("waiting for the store: %s", ex)
                 waiting = True
             else:
-                if store.groups.interrupted:
+                if store.upkeep.interrupted:
                     continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
@@ -78,8 +78,7 @@ async def work(
     A failure in one environment is logged and does not keep the others waiting; Unavailable is
     raised.
     """
-    before_us = time.time_ns() // 1000 - grace_us
-    store.groups.interrupted.clear()
+    store.upkeep.interrupted.clear()
     environments = [
         environment
         for application in await store.registry.list_applications()
@@ -91,7 +90,7 @@ async def work(
         together = environments[start : start + TOGETHER]
         for done in await asyncio.gather(
             *(
-                _work(store, each, before_us=before_us, purge=purge, sweep_seconds=sweep_seconds)
+                _work(store, each, grace_us=grace_us, purge=purge, sweep_seconds=sweep_seconds)
                 for each in together
             ),
             return_exceptions=True,
@@ -108,16 +107,17 @@ async def work(
 
 
 async def _work(
-    store: Store, env: Environment, *, before_us: int, purge: bool, sweep_seconds: float | None
+    store: Store, env: Environment, *, grace_us: int, purge: bool, sweep_seconds: float | None
 ) -> int:
+    before_us = time.time_ns() // 1000 - grace_us
     try:
-        total = await store.groups.finish_intents(env, before_us)
-        await store.groups.install_deletions(env, before_us)
+        total = await store.upkeep.finish_intents(env, before_us)
+        await store.upkeep.install_deletions(env, before_us)
         total += await store.profiles.settle_reservations(env, before_us)
-        total += await store.profiles.finish_erasures(env)
-        total += await store.groups.sweep_groups(env, before_us, budget_seconds=sweep_seconds)
+        total += await store.profiles.finish_erasures(env, grace_seconds=grace_us / 1e6)
+        total += await store.upkeep.sweep_groups(env, before_us, budget_seconds=sweep_seconds)
         if purge:
-            await store.groups.purge_states(env, before_us - STATE_US)
+            await store.upkeep.purge_states(env, before_us - STATE_US)
     except Unavailable:
         raise
     except Exception:

@@ -20,7 +20,7 @@ from tests.serving import runtime, serve  # noqa: F401 - fixtures of real proces
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from service.registry import Application, Environment
+    from service.environment import Application, Environment
 
 BACKINGS = ("fake", "embedded", "redis7", "cluster")
 PARTITIONS = (1, 8)

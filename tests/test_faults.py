@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from service import keys, scripts, store_groups, store_profiles
+from service import keys, scripts, store_profiles, store_upkeep
 from service.errors import Conflict, NotFound, Unavailable
 from service.faults import POINTS, fault
 from service.groups import GroupChanges, NewGroup
@@ -72,7 +72,7 @@ async def delete(store, env):
 
 
 async def sweep(store, env):
-    await store.groups.sweep_groups(env, 2**62)
+    await store.upkeep.sweep_groups(env, 2**62)
 
 
 async def erase(store, env):
@@ -188,7 +188,7 @@ def child(url, operation):
         await globals()[operation](store, application.production)
 
     # Several steps where there would be one.
-    store_groups.SWEEP = store_profiles.CHUNK = 2
+    store_upkeep.SWEEP = store_profiles.CHUNK = 2
     asyncio.run(run())
 
 

@@ -165,7 +165,7 @@ async def test_what_is_written_while_an_application_is_deleted_is_not_lost(store
         await store.groups.create_group(env, NewGroup(name="g", custom_id="g"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(registry.asyncio, "sleep", writes)
+        patched.setattr(asyncio, "sleep", writes)
         with pytest.raises(Conflict, match="still has groups"):
             await store.registry.delete_application("one")
     assert env.number == (await store.registry.application("one")).production.number
@@ -193,7 +193,7 @@ async def test_a_deletion_that_died_is_finished_by_the_next_one(
         raise Unavailable("gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(registry.asyncio, "sleep", dies)
+        patched.setattr(asyncio, "sleep", dies)
         with pytest.raises(Unavailable):
             await store.registry.delete_application("one")
     assert [] == await second.registry.list_applications()

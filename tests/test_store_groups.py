@@ -274,9 +274,9 @@ async def test_who_finishes_late_does_not_drop_the_intent_of_another(
 ):
     """The second switch dies before any partition knows of it; its intent is all there is."""
     made = await create(store, env)
-    late = Late(store.groups, "_finish")
+    late = Late(store.groups, "finish_intent")
     with monkeypatch.context() as patched:
-        patched.setattr(store.groups, "_finish", late)
+        patched.setattr(store.groups, "finish_intent", late)
         switching = asyncio.create_task(switch(store, env, made, is_active=False))
         await late.reached.wait()
 
@@ -364,8 +364,8 @@ async def test_states_that_say_nothing_are_forgotten_after_a_day(store, env):
     await store.groups.update_group(env, away.id, GroupChanges(is_active=False))
     await store.groups.delete_group(env, gone.id)
     await work(store, grace_us=0)
-    assert 0 == await store.groups.purge_states(env, kept.created_at_us)
-    assert 2 * len(env.partitions) == await store.groups.purge_states(env, 2**62)
+    assert 0 == await store.upkeep.purge_states(env, kept.created_at_us)
+    assert 2 * len(env.partitions) == await store.upkeep.purge_states(env, 2**62)
     [states] = {
         tuple(await store.connection.command(key, "HKEYS", key))
         for key in (keys.key(tag, "state") for tag in env.partitions)

@@ -27,8 +27,8 @@ from tests import backings
 from tests.model import stroll
 
 if TYPE_CHECKING:
+    from service.environment import Environment
     from service.groups import Group
-    from service.registry import Environment
 
 MEMBERS = 20_000
 MANY = 200_000
@@ -374,7 +374,7 @@ async def test_a_full_store_can_be_read_and_emptied():
         assert b"-" == await store.members.remove_members(env, number, one)
         assert 2 == (await store.profiles.erase_profile(env, named)).memberships
         await store.groups.delete_group(env, groups[1].id)
-        assert 1 == await store.groups.sweep_groups(env, 2**62)
+        assert 1 == await store.upkeep.sweep_groups(env, 2**62)
         assert {two} == set(await everybody(store, env, number))
         server.ask("CONFIG", "SET", "maxmemory", "0")
         assert b"+" == await store.members.add_members(env, number, one)
@@ -543,7 +543,7 @@ async def sweep(at):
     await add(at.store, at.env, group, some(1_000))
     await at.store.groups.delete_group(at.env, group.id)
     yield
-    await at.store.groups.sweep_groups(at.env, 2**62)
+    await at.store.upkeep.sweep_groups(at.env, 2**62)
 
 
 async def erase(at):
@@ -605,7 +605,7 @@ async def purge(at):
     values = [part for n in range(1000) for part in (10**7 + n, "1 a")]
     await at.store.connection.command(state, "HSET", state, *values)
     yield
-    await at.store.groups.purge_states(at.env, 2)
+    await at.store.upkeep.purge_states(at.env, 2)
 
 
 UNBOUNDED = {list_1000_groups_of_profile, list_20_of_1000_groups_of_profile}

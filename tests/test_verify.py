@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from service.cuts import Cut
+    from service.environment import Environment
     from service.groups import Group
-    from service.registry import Environment
 
     Breakage = Callable[["World"], Awaitable[list[str]]]
 
@@ -157,7 +157,7 @@ async def build(store: Store, env: Environment) -> World:
         await store.members.add_members(env, group.number, b"".join(members), now_us=JOINED_US)
     await groups.update_group(env, idle.id, GroupChanges(is_active=False))
     await groups.delete_group(env, gone.id)
-    await groups.sweep_groups(env, 2**53)
+    await store.upkeep.sweep_groups(env, 2**53)
     return world
 
 

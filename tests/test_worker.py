@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service import keys, store_groups, worker
+from service import keys, store_groups, store_upkeep, worker
 from service.errors import Conflict, NotFound, ScriptFailed, Unavailable
 from service.groups import GroupChanges, NewGroup
 from service.ids import new
@@ -100,14 +100,14 @@ async def test_trouble_in_one_environment_does_not_keep_the_others_waiting(
     store, application, env, group, monkeypatch, caplog
 ):
     await store.groups.delete_group(env, group.id)
-    finish = store.groups.finish_intents
+    finish = store.upkeep.finish_intents
 
     async def broken(env, before_us):
         if env.name == "development":
             raise ScriptFailed("broken")
         return await finish(env, before_us)
 
-    monkeypatch.setattr(store.groups, "finish_intents", broken)
+    monkeypatch.setattr(store.upkeep, "finish_intents", broken)
     assert 1 == await work(store, grace_us=0)
     assert "development" in caplog.text
 
@@ -117,7 +117,7 @@ async def test_an_environment_out_of_reach_does_not_keep_the_others_waiting(
 ):
     """Its slot may be on its way from one node to another for minutes."""
     await store.groups.delete_group(env, group.id)
-    finish = store.groups.finish_intents
+    finish = store.upkeep.finish_intents
     calls = []
 
     async def unreachable(env, before_us):
@@ -128,7 +128,7 @@ async def test_an_environment_out_of_reach_does_not_keep_the_others_waiting(
 
     monkeypatch.setattr(worker, "TOGETHER", 1)
     await store.registry.create_application("later", partitions=2)
-    monkeypatch.setattr(store.groups, "finish_intents", unreachable)
+    monkeypatch.setattr(store.upkeep, "finish_intents", unreachable)
     with pytest.raises(Unavailable):
         await work(store, grace_us=0)
     assert 4 == len({each.number for each in calls})
@@ -136,7 +136,7 @@ async def test_an_environment_out_of_reach_does_not_keep_the_others_waiting(
 
 async def test_a_long_sweep_does_not_keep_other_groups_waiting(store, env, group, monkeypatch):
     """A sweep ran to its end first: for minutes members of a group deleted since were members."""
-    monkeypatch.setattr(store_groups, "SWEEP", 5)
+    monkeypatch.setattr(store_upkeep, "SWEEP", 5)
     await store.groups.delete_group(env, group.id)
     await work(store, grace_us=0, sweep_seconds=0)
     [left] = await store.members.count_members(env, [group.number])
@@ -156,12 +156,12 @@ async def test_a_sweep_goes_on_where_the_last_look_left_it(store, env, group):
     looks = 0
     while not await work(store, grace_us=0, sweep_seconds=0):
         looks += 1
-        assert {env.number} == store.groups.interrupted
+        assert {env.number} == store.upkeep.interrupted
         [left] = await store.members.count_members(env, [group.number])
         assert left < before or left == 0
         before = left
     assert looks < 250
-    assert set() == store.groups.interrupted
+    assert set() == store.upkeep.interrupted
     assert [0] == await store.members.count_members(env, [0])
 
 
@@ -182,7 +182,7 @@ async def test_what_a_clock_that_ran_ahead_left_is_finished_now(store, env, grou
 
 async def test_a_state_lost_in_mid_sweep_is_installed_again(store, env, group, caplog, monkeypatch):
     """A failover may lose it, and a sweep that remembers having installed it found no way on."""
-    monkeypatch.setattr(store_groups, "SWEEP", 5)
+    monkeypatch.setattr(store_upkeep, "SWEEP", 5)
     await store.groups.delete_group(env, group.id)
     await work(store, grace_us=0, sweep_seconds=0)
     for tag in env.partitions:
@@ -215,7 +215,7 @@ async def test_nothing_goes_on_behind_a_look_that_failed(store, env, group, monk
     with monkeypatch.context() as patched:
         patched.setattr(store.connection, "call", fails)
         with pytest.raises(Unavailable):
-            await store.groups._sweep_group(env, group.number, group.version, float("inf"))
+            await store.upkeep._sweep_group(env, group.number, group.version, float("inf"))
         assert [] == running
         with pytest.raises(Unavailable):
             await store.groups.install_state(env, group.number, group.version, "d")
@@ -244,7 +244,7 @@ async def test_a_store_that_is_gone_is_said_to_be(store, env, group, monkeypatch
     async def gone(env, before_us):
         raise Unavailable("gone")
 
-    monkeypatch.setattr(store.groups, "finish_intents", gone)
+    monkeypatch.setattr(store.upkeep, "finish_intents", gone)
     with pytest.raises(Unavailable):
         await work(store, grace_us=0)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from service import ids, keys, scripts
-from service.registry import ApplicationDocument, Environment
+from service.environment import ApplicationDocument, Environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from service import keys
-from service.registry import ApplicationDocument, Credential, SigningKey
+from service.environment import ApplicationDocument
+from service.registry import Credential, SigningKey
 from service.verify.findings import Finding, Unit, decoded, numbered, shown, whole
 
 if TYPE_CHECKING:

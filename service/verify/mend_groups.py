@@ -101,7 +101,7 @@ async def mend_numbers(census: Census, tag: bytes, findings: list[Finding]) -> l
                 swept = True
         except Stale:
             continue
-    while swept and await census.store.groups.sweep_groups(census.places[tag].env, 2**53):
+    while swept and await census.store.upkeep.sweep_groups(census.places[tag].env, 2**53):
         pass
     return done
 
