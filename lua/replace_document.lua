@@ -1,6 +1,7 @@
-#!lua
+#!lua flags=allow-oom
 --[[
-Replace one document of the registry, if nobody changed it since it was read.
+Replace one document of the registry, if nobody changed it since it was read. On a full store too:
+a credential must be deactivated there as anywhere.
 
 KEYS[1]    documents HASH    applications, credentials or signing keys
 KEYS[2]    version   STRING  raised by every change of the registry

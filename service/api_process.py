@@ -191,6 +191,16 @@ class _Protocol(HttpToolsProtocol):
             )
             self.transport.close()
 
+    def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in {"1.0", "1.1"}:
+            raise ValueError("no version of HTTP that we speak")  # uvicorn answers 400
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # What was sent ahead has nobody to be answered to.
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
     def _should_upgrade(self) -> bool:
         # Called when the head is complete, if it offers something: leads to the method below.
         return True

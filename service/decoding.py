@@ -58,14 +58,14 @@ def misfit(message: str, shape: type[msgspec.Struct] | None = None) -> Invalid:
 
     A struct may say in `INSTEAD` what to use instead of a name it does not have.
     """
-    root = _ROOT_FIELD.match(message)
+    where = _WHERE.search(message)
+    root = None if where else _ROOT_FIELD.match(message)
     if root is not None:
         field = root.group(1)
         if len(field) > _LONGEST_FIELD:
             return Invalid("Object contains an unknown field with a very long name - at `$`")
         instead: Mapping[str, str] = getattr(shape, "INSTEAD", {})
         return Invalid(" - ".join(filter(None, (message, instead.get(field)))), field)
-    where = _WHERE.search(message)
     return Invalid(message, where.group(1) or None if where else None)
 
 
@@ -73,6 +73,16 @@ def raw_values(query_string: str, name: str) -> list[str]:
     """Give the values of a query parameter as the client wrote them, still percent-encoded."""
     pieces = (piece.partition("=") for piece in query_string.split("&"))
     return [value for key, _, value in pieces if plain(key) == name]
+
+
+def refuse(query_string: str, *names: str) -> None:
+    """Refuse query parameters that other lists have and this one has not: nobody may count on them.
+
+    :raises Invalid: one of them is given
+    """
+    for name in names:
+        if raw_values(query_string, name):
+            raise Invalid(f"this list does not take `{name}` - at `$.{name}`", name)
 
 
 def plain(text: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
-from service.decoding import raw_values
+from service.decoding import refuse
 from service.endpoint import (
     ENCODER,
     IDS_PER_TURN,
@@ -83,9 +83,7 @@ class ProfileGroups(Resource):
         A UUID that was never heard of is in none; an unknown custom id is 404.
         """
         fields = chosen(query.fields, MembershipBody)
-        if raw_values(call.request.query_string, "attributes"):
-            message = "this version filters the groups of the application by attributes, not these"
-            raise Invalid(f"{message} - at `$.attributes`", "attributes")
+        refuse(call.request.query_string, "attributes", "ordering", "page")
         profile_id = await call.profile_id(pid)
         if profile_id is None:
             raise NotFound

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
+from service.decoding import refuse
 from service.endpoint import (
     IDS_PER_TURN,
     Resource,
@@ -96,6 +97,7 @@ class Members(Resource):
         Who stays in the group during a walk over the pages is in exactly one of them.
         """
         fields = chosen(query.fields, MemberBody)
+        refuse(call.request.query_string, "attributes", "ordering", "page")
 
         async def read(number: int) -> tuple[Walk, Page[Member]]:
             walk = Walk(call, "members", target=b"%d" % number)

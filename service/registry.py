@@ -106,8 +106,11 @@ class Registry:
 
     async def check_format(self) -> None:
         """Refuse a server that holds another storage format; mark an empty one with ours."""
-        await self._connection.command(_key("format"), "SET", _key("format"), keys.FORMAT, "NX")
         held = await self._connection.command(_key("format"), "GET", _key("format"))
+        if held is None:
+            # Only now: a full store refuses to write what is there already, but can be read.
+            await self._connection.command(_key("format"), "SET", _key("format"), keys.FORMAT, "NX")
+            held = await self._connection.command(_key("format"), "GET", _key("format"))
         if held != keys.FORMAT:
             message = (
                 f"the store holds storage format {held.decode(errors='replace')}, "

@@ -317,15 +317,18 @@ async def _demo(store: Store, base: str) -> str:
     registry = store.registry
     application = await registry.application("demo")
     if application is None:
-        application = await registry.create_application("demo", workspace_id=1, name="Demo")
+        try:
+            application = await registry.create_application("demo", workspace_id=1, name="Demo")
+        except Conflict:
+            # Somebody made an application first, and has the workspace.
+            application = await registry.create_application("demo", name="Demo")
     new = NewGroup(name="Early adopters", custom_id="early-adopters")
     with contextlib.suppress(Conflict):
         await store.groups.create_group(application.production, new)
     token = await auth.mint(registry, applications=["demo"], scopes=["admin"], subject="demo")
     api = f"{base}/api/v1/applications/demo"
-    group = await store.groups.get_group(application.production, "early-adopters")
-    curl = f'curl -H "Authorization: Bearer {token}"'
-    pair = f'{{"pairs":[{{"custom_id":"alice","group_id":"{group.id}"}}]}}'
+    curl = f'curl -sS -H "Authorization: Bearer {token}"'
+    pair = '{"pairs":[{"custom_id":"alice","group_id":"early-adopters"}]}'
     return f"""
 The application "demo" has a group "early-adopters". A token for it, good for 8 hours:
 

@@ -18,6 +18,7 @@ import msgspec
 
 from service import ids, keys, scripts
 from service.cuts import Around, member_page, number_bound, number_page
+from service.errors import NotFound, Unavailable
 from service.groups import Group
 
 if TYPE_CHECKING:
@@ -124,9 +125,15 @@ class MemberStore:
                 keys.none(tag),
             ]
             async for chunk in _chunks(buckets):
-                letters = await self._connection.call(
-                    script, declared, [number, *tail, b"".join(chunk)], bulk=bulk
-                )
+                try:
+                    letters = await self._connection.call(
+                        script, declared, [number, *tail, b"".join(chunk)], bulk=bulk
+                    )
+                except (NotFound, Unavailable) as ex:
+                    if not outcomes:
+                        raise
+                    done = f"{len(outcomes):,} of {len(order):,} ids were done before that"
+                    raise type(ex)(f"{ex} {done}; repeating is safe.") from ex
                 outcomes.update(zip(chunk, letters, strict=True))
 
         if len(parts) == 1:

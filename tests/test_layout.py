@@ -121,7 +121,7 @@ def test_the_readme_has_every_route_with_its_scope():
     text = (ROOT / "README.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     for method, path, operation in operations():
-        short = path.removeprefix("/api/v1/applications/{cid}").lstrip("/") or "(the application"
+        short = path.removeprefix("/api/v1/applications/{cid}").lstrip("/") or "(the application)"
         short = short.replace("{gid}", "{group}").replace("{pid}", "{profile}")
         near = [row for row in rows if re.search(rf"\b{method}\b", row) and short in row]
         assert near, (method, path)

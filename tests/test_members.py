@@ -313,3 +313,18 @@ async def test_a_custom_id_whose_profile_is_erased_meanwhile_is_somebody_new(
     assert answer.body.successfully_added == ["carol"]
     [row] = (await admin.get(members)).body.results
     assert (row.custom_id, row.id == old) == ("carol", False)
+
+
+@pytest.mark.parametrize("parameter", ["page=2", "ordering=-created_at", "attributes=a:b"])
+async def test_parameters_that_this_list_has_not_are_refused(admin: Client, parameter: str) -> None:
+    # Ignored, `page=2` gave the first page again and again.
+    path = f"{GROUPS}/{await admin.group()}/members/?{parameter}"
+    name = parameter.partition("=")[0]
+    assert list((await admin.get(path, 400)).plain) == [name]
+
+
+async def test_a_field_of_a_nested_object_is_named_by_where_it_is(admin: Client) -> None:
+    answer = await admin.post(f"{GROUPS}/", {"name": "a", "attributes": [{"value": "1"}]}, 400)
+    assert answer.plain == {
+        "attributes": ["Object missing required field `key` - at `$.attributes[0]`"]
+    }

@@ -406,3 +406,19 @@ async def test_another_storage_format_is_refused(store, backing):
     with pytest.raises(Unusable, match="storage format 99"):
         await Store.open(backing.url)
     await store.connection.command(key, "SET", key, keys.FORMAT)
+
+
+async def test_a_full_store_can_be_opened_and_a_credential_deactivated_in_it():
+    # A process that started then wrote the storage format first, and could not even read.
+    server = backings.embedded()
+    store = await Store.open(server.url)
+    await store.registry.create_application("acme")
+    credential, _ = await store.registry.create_credential(["acme"], ["admin"])
+    server.ask("CONFIG", "SET", "maxmemory", "1")
+    late = await Store.open(server.url)
+    await late.registry.deactivate_credential(credential.id)
+    [held] = await late.registry.list_credentials()
+    await late.close()
+    await store.close()
+    server.stop()
+    assert not held.active

@@ -52,8 +52,8 @@ def demo_calls(one: Serving) -> list[httpx.Request]:
         line = one.process.stdout.readline()
         assert line, "fewer than three curl lines"
         if line.startswith("curl "):
-            _, h, header, url, *data = shlex.split(line)
-            assert h == "-H"
+            _, quiet, h, header, url, *data = shlex.split(line)
+            assert (quiet, h) == ("-sS", "-H")
             name, _, value = header.partition(": ")
             # What curl sends with -d: a POST that says it is a form.
             headers = {name: value}
@@ -328,3 +328,43 @@ def test_what_ran_for_a_while_is_started_at_once(monkeypatch):
         assert again.due()
         now += 11
         again.failed()
+
+
+def test_the_demo_starts_whatever_was_made_of_it(serve, tmp_path):
+    # It wanted workspace 1, which another application had, and a group that had been put away:
+    # `make serve` ended with one line, every time.
+    first = serve().ready()
+    made = subprocess.run(
+        [sys.executable, "-m", "service", "app", "create", "other", "--data-dir", first.data_dir],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert first.stop() == 0
+    second = serve("--demo").ready()
+    add, *_ = demo_calls(second)
+    group = str(add.url).removesuffix("members/")
+    headers = {"authorization": add.headers["authorization"]}
+    assert httpx.patch(group, headers=headers, json={"is_active": False}).status_code == 200
+    assert second.stop() == 0
+    third = serve("--demo").ready()
+    add, *_ = demo_calls(third)
+    assert send(add).status_code == 404
+
+
+def test_a_request_of_no_version_is_a_bad_one(serve):
+    one = serve().ready()
+    host, _, port = one.base.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"GET /healthz\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+def test_who_sends_ahead_and_leaves_is_forgotten(serve):
+    one = serve().ready()
+    host, _, port = one.base.removeprefix("http://").partition(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
+    assert one.get().status_code == 200
