@@ -69,6 +69,14 @@ async def store(backing) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
+async def second(backing) -> AsyncIterator[Store]:
+    """Open the same store as another process would."""
+    opened = await Store.open(backing.url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
 async def application(store, partitions) -> Application:
     """An application in the store."""
     return await store.registry.create_application("test", partitions=partitions)

@@ -43,14 +43,6 @@ def directory():
     return known
 
 
-@pytest.fixture
-async def second(backing):
-    """Another process on the same store."""
-    opened = await Store.open(backing.url)
-    yield opened
-    await opened.close()
-
-
 def known(directory):
     assert set(directory.groups) == set(directory.numbers.values()) == set(directory.ids)
     return set(directory.groups)

@@ -17,14 +17,6 @@ from service.worker import work
 from tests import backings
 
 
-@pytest.fixture
-async def second(backing):
-    """Another process on the same store."""
-    opened = await Store.open(backing.url)
-    yield opened
-    await opened.close()
-
-
 async def test_an_application_is_found_by_its_client_id(store):
     made = await store.registry.create_application("one", name="One", partitions=8)
     found = await store.registry.application("one")

@@ -10,21 +10,12 @@ import pytest
 from service import ids, keys
 from service.errors import Conflict, NotFound, Unavailable
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
-from service.store import Store
 from service.store_groups import SCAN
 from service.worker import work
 from tests.model import stroll
 
 on_real_servers = pytest.mark.parametrize("backing", ["embedded", "cluster"], indirect=True)
 ODD = ["", "a:b", "a=b", "=", "{7}:groups", "\x00", "ünï 🙂", "1:a", "x" * 255]
-
-
-@pytest.fixture
-async def second(backing):
-    """Another process on the same store."""
-    opened = await Store.open(backing.url)
-    yield opened
-    await opened.close()
 
 
 async def create(store, env, name="g", **fields):

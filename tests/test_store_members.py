@@ -47,14 +47,6 @@ async def group(store, env):
     return await store.groups.create_group(env, NewGroup(name="g"))
 
 
-@pytest.fixture
-async def second(backing):
-    """Another process on the same store."""
-    opened = await Store.open(backing.url)
-    yield opened
-    await opened.close()
-
-
 def some(count):
     return [ids.new() for _ in range(count)]
 

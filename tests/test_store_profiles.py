@@ -18,7 +18,6 @@ from service import keys, scripts, store_profiles
 from service.errors import Conflict, Erasing, NotFound, Unavailable
 from service.groups import NewGroup
 from service.ids import head, new
-from service.store import Store
 from service.store_profiles import Erased
 from service.worker import work
 
@@ -28,14 +27,6 @@ STEPS = ("_reserve", "_confirm", "_fence", "_settle", "_release")
 both_topologies = pytest.mark.parametrize(
     ("backing", "partitions"), [("embedded", 1), ("cluster", 8)], indirect=True
 )
-
-
-@pytest.fixture
-async def second(backing):
-    """Another process on the same store."""
-    opened = await Store.open(backing.url)
-    yield opened
-    await opened.close()
 
 
 class HeldUp:
