@@ -115,8 +115,17 @@ def test_every_answered_write_is_there_after_a_kill(serve, victim):
     for writer in writers:
         writer.start()
     time.sleep(WRITING_SECONDS)
-    for pid in victim(serving):
-        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: all(writer.answered for writer in writers), 30)
+    # The master and `serve` let requests in flight be answered; the others cut some off, sooner or
+    # later.
+    cuts_off = victim in {the_api_processes, the_store}
+    for _ in range(10):
+        for pid in victim(serving):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5 if cuts_off else 0)
+        if not cuts_off or any(writer.failed for writer in writers):
+            break
+        eventually(lambda: serving.get("/readyz").status_code == 200)
     if victim is belong_serve:
         eventually(lambda: not serving.pids(), 5)
         serving = serve(*arguments).ready()
@@ -128,10 +137,7 @@ def test_every_answered_write_is_there_after_a_kill(serve, victim):
     for writer in writers:
         writer.join()
 
-    assert all(writer.answered for writer in writers)
-    if victim in {the_api_processes, the_store}:
-        # The others let requests in flight be answered.
-        assert sum(writer.failed for writer in writers) > 0
+    assert not cuts_off or any(writer.failed for writer in writers)
     eventually(lambda: serving.get("/readyz").status_code == 200)
     with httpx.Client(base_url=serving.base + API, headers=headers, timeout=30) as client:
         for writer in writers:
