@@ -59,6 +59,10 @@ class Environment:
         self.groups_per_profile = of.groups_per_profile
         self.registered = of.profiles == "registered"
 
+    def home(self, mixed: bytes) -> bytes:
+        """Give the tag of the partition that a profile lives in: h mod B."""
+        return self.partitions[ids.head(mixed) % len(self.partitions)]
+
 
 class Application(msgspec.Struct, frozen=True, kw_only=True):
     """A tenant. `secret` never leaves the process: ids and cursors depend on it."""

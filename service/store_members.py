@@ -20,6 +20,7 @@ from service import ids, keys, scripts
 from service.cuts import Around, member_page, number_bound, number_page
 from service.errors import NotFound, Unavailable
 from service.groups import Group
+from service.store_groups import all_done
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -140,13 +141,7 @@ class MemberStore:
             [(partition, buckets)] = parts.items()
             await write(partition, buckets)
         else:
-            done = await asyncio.gather(
-                *(write(partition, buckets) for partition, buckets in parts.items()),
-                return_exceptions=True,
-            )
-            for each in done:
-                if isinstance(each, BaseException):
-                    raise each
+            await all_done(*(write(partition, buckets) for partition, buckets in parts.items()))
         return bytes(map(outcomes.__getitem__, order))
 
     async def check_members(self, env: Environment, numbers: list[int], packed: bytes) -> bytes:
@@ -158,7 +153,7 @@ class MemberStore:
         script = scripts.load("check_members")
         mixed = env.mixer.mix(packed)
         if len(numbers) == 1:
-            tag = env.partitions[ids.head(mixed) % len(env.partitions)]
+            tag = env.home(mixed)
             return bytes(
                 await self._connection.call(
                     script,
@@ -200,7 +195,7 @@ class MemberStore:
     async def get_member(self, env: Environment, number: int, id16: bytes) -> Member | None:
         """One membership, or None where the profile is no member. One round trip."""
         mixed = env.mixer.mix(id16)
-        tag = env.partitions[ids.head(mixed) % len(env.partitions)]
+        tag = env.home(mixed)
         joined_at, nickname, custom_id = await self._connection.call(
             scripts.load("get_member"),
             [keys.key(tag, "state"), keys.key(tag, "erasing"), keys.none(tag)],
@@ -327,7 +322,7 @@ class MemberStore:
         counts (`counted`) cost one parallel fan-out.
         """
         mixed = env.mixer.mix(id16)
-        tag = env.partitions[ids.head(mixed) % len(env.partitions)]
+        tag = env.home(mixed)
         backward = cut is not None and cut.backward
         reply = await self._connection.call(
             scripts.load("list_profile_groups"),

@@ -209,7 +209,7 @@ class ProfileStore:
         self, env: Environment, mixed: bytes, field: bytes, attempt: int, kind: str, value: str
     ) -> bytes:
         """Write the identity into its profile; give since when it is there."""
-        tag = _tag_of(env, mixed)
+        tag = env.home(mixed)
         since: bytes = await self._connection.call(
             scripts.load("confirm_identity"),
             [
@@ -226,7 +226,7 @@ class ProfileStore:
     async def _fence(self, env: Environment, reservation: bytes, field: bytes) -> bytes | None:
         """Say since when the owner of a reservation has it; None: it cannot confirm it any more."""
         mixed, attempt = reservation[: ids.SIZE], reservation[ids.SIZE + 1 :]
-        tag = _tag_of(env, mixed)
+        tag = env.home(mixed)
         since: bytes | None = await self._connection.call(
             scripts.load("fence_identity"),
             [
@@ -291,7 +291,7 @@ class ProfileStore:
         Erasing until this is done. In bounded steps; what a crash leaves the worker finishes.
         """
         mixed = env.mixer.mix(id16)
-        tag = _tag_of(env, mixed)
+        tag = env.home(mixed)
         known = await self._connection.call(
             scripts.load("begin_erase"),
             [keys.key(tag, "erasing"), keys.of_profile(tag, "profile", mixed), keys.none(tag)],
@@ -387,10 +387,6 @@ def reserved(held: bytes) -> bool:
     Otherwise it is an owner: ``<mixed id><since>``.
     """
     return held[ids.SIZE : ids.SIZE + 1] == b"r"
-
-
-def _tag_of(env: Environment, mixed: bytes) -> bytes:
-    return env.partitions[ids.head(mixed) % len(env.partitions)]
 
 
 def _now_us() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service import ids, keys
+from service import keys
 from service.errors import Erasing
 from service.verify.findings import STEP, in_steps, now_us, numbered, shown
 from service.verify.look_groups import known
@@ -177,7 +177,7 @@ async def mend_strays(census: Census, tag: bytes, findings: list[Finding]) -> li
     done = []
     env = census.places[tag].env
     for mixed in sorted({each.unit.name for each in findings if each.what == "stray"}):
-        home = env.partitions[ids.head(mixed) % len(env.partitions)]
+        home = env.home(mixed)
         declared = [keys.key(home, "erasing")]
         numbers: list[bytes] = []
         try:

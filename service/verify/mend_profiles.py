@@ -183,7 +183,7 @@ async def _mend_bucket(census: Census, tag: bytes, finding: Finding) -> list[str
         return []
     env = census.places[tag].env
     mixed = value[: ids.SIZE]
-    home = env.partitions[ids.head(mixed) % len(env.partitions)]
+    home = env.home(mixed)
     if finding.what == "unlisted":
         try:
             await _list(census, home, mixed, field)
