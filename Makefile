@@ -6,9 +6,11 @@ INSTALLED := $(VENV)/.installed
 # More arguments: make serve SERVE_ARGS="--bind 127.0.0.1:9000", make test PYTEST_ARGS="-k cli"
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
+# Tests wait for real servers most of the time: twice as many processes as cores, of two.
+TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench-memory wheel lock clean
+.PHONY: help serve test fuzz lint format bench-memory wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,8 +18,15 @@ help: ## list the targets
 serve: $(INSTALLED) ## start the store and the API with a demo application
 	@$(BIN)/belong serve --demo $(SERVE_ARGS)
 
-test: $(INSTALLED) ## run all tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+# 5: nothing was selected, which is an error only if neither has anything.
+test: $(INSTALLED) ## run all tests: together, then those that measure time
+	@$(BIN)/python -m pytest -m "not alone" --numprocesses $(TEST_PROCESSES) --dist worksteal \
+		$(PYTEST_ARGS); together=$$?; [ $$together -eq 0 ] || [ $$together -eq 5 ] || exit $$together; \
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS); alone=$$?; \
+	[ $$alone -eq 5 ] && exit $$together || exit $$alone
+
+fuzz: $(INSTALLED) ## 20,000 requests made of the OpenAPI document
+	@FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	@$(BIN)/ruff check .
@@ -40,7 +49,7 @@ lock: ## lock the newest versions that pyproject.toml allows (needs uv)
 		--output-file requirements.txt pyproject.toml
 
 clean: ## remove what make made, not the data
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find service tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `pip install --editable`: a changed file of service/ or lua/ needs no new install.

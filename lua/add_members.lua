@@ -22,49 +22,13 @@ Cost       O(ids), about 10 us each; safe to send twice
 ]]
 --- @include "include/tag_of"
 --- @include "include/require_active"
---- @include "include/insert_members"
+--- @include "include/add_ids"
 local state, erasing = KEYS[1], KEYS[4]
 local group, joined_at, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local recorded, packed = ARGV[4] == '1', ARGV[5]
-local call, sub = redis.call, string.sub
 local refused = require_active(state, group)
 if refused then return refused end
-local tag = tag_of(state)
-local some_erasing = call('EXISTS', erasing) == 1
-local memberships = tag .. ':m:'
-local outcome, fresh, entering = {}, {}, {}
-for i = 1, #packed, 16 do
-  local id = sub(packed, i, i + 15)
-  local letter = '+'
-  if some_erasing and call('SISMEMBER', erasing, id) == 1 then
-    letter = 'E'
-  else
-    local key = memberships .. id
-    local size = call('HLEN', key)
-    local static = size
-    if size > 0 then
-      local held = call('HMGET', key, group, 'd')
-      if held[2] then static = size - 1 - tonumber(held[2]) end
-      if held[1] then letter = '=' end
-    end
-    if letter == '+' then
-      if recorded and call('EXISTS', tag .. ':profile:' .. id) == 0 then
-        letter = 'U'
-      elseif static >= limit then
-        letter = 'L'
-      else
-        fresh[#fresh + 1] = id
-        if static == 0 and call('EXISTS', tag .. ':profile:' .. id) == 0 then
-          entering[#entering + 1] = id
-        end
-      end
-    end
-  end
-  outcome[#outcome + 1] = letter
-end
-for i = 1, #fresh do
-  call('HSET', memberships .. fresh[i], group, joined_at)
-end
-insert_members(tag, group, fresh)
-insert_members(tag, '0', entering)
+local some_erasing = redis.call('EXISTS', erasing) == 1
+local outcome = {}
+add_ids(tag_of(state), group, packed, joined_at, limit, recorded, some_erasing, outcome)
 return table.concat(outcome)

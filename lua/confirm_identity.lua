@@ -13,14 +13,17 @@ ARGV[2]    identity   the identity's field
 ARGV[3]    attempt    integer  microseconds since 1970, as reserved
 ARGV[4]    kind       the field of the profile that shows the identity (custom_id), or ''
 ARGV[5]    value      the identity's value
+ARGV[6]    known      0 or 1: only a profile of which something is known gets it
 Computed   <tag>:m:<id>, <tag>:g:0:<depth>:<prefix>
 Returns    since when the profile has it: this attempt, or an earlier one
 Errors     ERASING   the profile is being erased
            STALE     the attempt was given up by somebody else
            CONFLICT  the profile has another custom id
+           NOTFOUND  nothing is known of the profile
 Cost       O(1); safe to send twice
 ]]
 --- @include "include/tag_of"
+--- @include "include/has_fact"
 --- @include "include/static_memberships"
 --- @include "include/insert_members"
 local profile, identities, fence, erasing = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -42,6 +45,7 @@ if kind ~= '' then
   end
 end
 local tag = tag_of(profile)
+if ARGV[6] == '1' and not has_fact(tag, id) then return redis.error_reply('NOTFOUND Not found.') end
 if call('EXISTS', profile) == 0 then
   call('HSET', profile, 'created_at', attempt)
   if static_memberships(tag .. ':m:' .. id) == 0 then insert_members(tag, '0', {id}) end

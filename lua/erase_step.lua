@@ -34,7 +34,11 @@ for i = 1, #groups do
   end
 end
 call('DEL', memberships)
-local dropped = call('HLEN', attributes)
+local dropped = 0
+for _, held in ipairs(call('HVALS', attributes)) do
+  -- What has no value is remembered as deleted.
+  if string.find(held, ' ', 1, true) then dropped = dropped + 1 end
+end
 call('DEL', attributes)
 local step = {1, removed, dropped, 0}
 local identities = call('HGETALL', tag .. ':identities:' .. id)

@@ -11,6 +11,7 @@ ARGV[2]    backward  0 or 1: ascending, or descending
 ARGV[3]    bound     '' or an id after ( or [, where the page begins, as ZRANGE BYLEX writes it
 ARGV[4]    limit     integer  rows at most; 125 stay under 2 ms
 ARGV[5]    sides     0 or 1: look at the other side of the bound too
+ARGV[6]    inactive  0 or 1: of an inactive group, too
 Computed   <tag>:g:<group>:<depth>:<prefix>, <tag>:m:<id>, <tag>:profile:<id>
 Returns    {more, other, id, joined_at, nickname, custom_id, id, ...}: more is 1 where a row follows
            the last one, other is 1 where a row lies on the other side of the bound; each is 0
@@ -24,7 +25,7 @@ Cost       O(limit), about 3 us a row
 --- @include "include/walk_members"
 local state = KEYS[1]
 local group, backward, bound, limit = ARGV[1], ARGV[2] == '1', ARGV[3], tonumber(ARGV[4])
-local refused = require_active(state, group)
+local refused = require_active(state, group, ARGV[6] == '1')
 if refused then return refused end
 local tag = tag_of(state)
 local ids, left = walk_members(tag, group, backward, bound, limit + 1)

@@ -18,25 +18,12 @@ Cost       O(ids), about 10 us each; safe to send twice
 ]]
 --- @include "include/tag_of"
 --- @include "include/require_active"
---- @include "include/drop_memberships"
+--- @include "include/remove_ids"
 local state, erasing = KEYS[1], KEYS[4]
 local group, packed = ARGV[1], ARGV[2]
-local call, sub = redis.call, string.sub
 local refused = require_active(state, group)
 if refused then return refused end
-local tag = tag_of(state)
-local some_erasing = call('EXISTS', erasing) == 1
-local outcome, members = {}, {}
-for i = 1, #packed, 16 do
-  local id = sub(packed, i, i + 15)
-  local letter = '.'
-  if some_erasing and call('SISMEMBER', erasing, id) == 1 then
-    letter = 'E'
-  elseif call('HEXISTS', tag .. ':m:' .. id, group) == 1 then
-    letter = '-'
-    members[#members + 1] = id
-  end
-  outcome[#outcome + 1] = letter
-end
-drop_memberships(tag, group, members)
+local some_erasing = redis.call('EXISTS', erasing) == 1
+local outcome = {}
+remove_ids(tag_of(state), group, packed, some_erasing, outcome)
 return table.concat(outcome)

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
+import logging
 import os
 import signal
 import sys
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,12 +24,14 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.base import Worker
 from httptools import HttpParserUpgrade
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.app import create_app
+from service.counters import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from service.config import Config
 
@@ -36,23 +41,45 @@ GRACEFUL_SECONDS = 30
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than the 60 s after which load balancers close."""
 
+HEAD_SECONDS = 10
+"""How long the line and headers of a request may take from their first byte to their last."""
+
+BODY_SECONDS = 30
+"""How long a body may stand still while we wait for the rest of it."""
+
+HURRY_SECONDS = 5
+"""The same while the server stops."""
+
 HEAD_BYTES = 65536
 """Limit of a request's line and headers. A path with a custom id of 255 characters needs 3 KiB."""
 
+TIMED_OUT = HTTPStatus.REQUEST_TIMEOUT
+TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+
 ORPHAN_SECONDS = 0.9
 """How long a process whose parent is gone may take to end in order."""
+
+STALLED_SECONDS = 30.0
+"""How long a client may read nothing of an answer that is waiting for it."""
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
 
+log = logging.getLogger(__name__)
+
+
 class Gunicorn(BaseApplication):
     """gunicorn's master, configured by our settings alone: no file, no flags, no variables."""
 
-    def __init__(self, settings: Config, parent: int, descriptor: int) -> None:
-        """Take the supervisor's process id, and the descriptor of its listening socket."""
+    def __init__(self, settings: Config, parent: int, metrics: Path, descriptor: int) -> None:
+        """Take the supervisor's process id, its directory and the descriptor of its socket.
+
+        In the directory `metrics` each worker writes down what it has counted.
+        """
         self._settings = settings
         self._parent = parent
+        self._metrics = metrics
         self._descriptor = descriptor
         super().__init__()
 
@@ -77,7 +104,7 @@ class Gunicorn(BaseApplication):
 
     def load(self) -> Any:
         """Make the application; called in each worker."""
-        return create_app(self._settings)
+        return create_app(self._settings, counters=Counters("api", self._metrics))
 
     def run(self) -> None:
         """Run the master until it is told to stop, or the parent is gone."""
@@ -130,6 +157,10 @@ class ApiProcess(Worker):
             timeout_graceful_shutdown=GRACEFUL_SECONDS - 2,
         )
         server = _Server(api, self)
+        # PERF: what is loaded by now stays; to look at it again would make each full collection
+        # hold the event loop up for 12 ms.
+        gc.collect()
+        gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve([listener.sock for listener in self.sockets]))
 
@@ -170,33 +201,130 @@ class _Protocol(HttpToolsProtocol):
 
     httptools has no limit on the head of a request; and it takes the body of a request that offers
     another protocol for that protocol's first words, so that Java's HttpClient, which offers HTTP/2
-    with its first request, would see its body ignored.
+    with its first request, would see its body ignored. And uvicorn waits for ever for the rest of a
+    request: here one that stands still is answered with 408.
+
+    What is refused here, before there is a request, has no request id.
     """
 
     _head = 0
     _data = b""
+    _heard = 0.0
+    _patience: float = BODY_SECONDS
+    _rest: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # As after an answer: who asks nothing at all is not waited for any longer than that.
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def data_received(self, data: bytes) -> None:
         self._data = data
         super().data_received(data)
         self._data = b""
-        if self.cycle is not None and self.cycle.scope is self.scope:
-            self._head = 0
+        cycle = self.cycle
+        if cycle is None or cycle.scope is not self.scope:
+            if not self._head:
+                self._wait_for_rest(HEAD_SECONDS, self._refuse, TIMED_OUT)
+            self._head += len(data)
+            if self._head > HEAD_BYTES:
+                self._refuse(TOO_LARGE)
             return
-        self._head += len(data)
-        if self._head > HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-                b"content-length: 0\r\nconnection: close\r\n\r\n"
-            )
+        if self._head or not cycle.more_body:
+            self._head = 0
+            self._stop_waiting()
+        if cycle.more_body:
+            self._heard = self.loop.time()
+            if self._rest is None:
+                self._wait_for_rest(self._patience, self._check_body, cycle)
+
+    def _wait_for_rest(self, seconds: float, then: Callable[..., None], *given: Any) -> None:
+        self._stop_waiting()
+        self._rest = self.loop.call_later(seconds, then, *given)
+
+    def _stop_waiting(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+
+    def _check_body(self, cycle: RequestResponseCycle) -> None:
+        """See whether a body moves on; one timer for all of it, not one for each piece."""
+        self._rest = None
+        if cycle is not self.cycle or not cycle.more_body or self.transport.is_closing():
+            return
+        if self.flow.read_paused or cycle.waiting_for_100_continue:
+            # It is held up by us, who have not asked for more yet.
+            self._heard = self.loop.time()
+        left = self._patience - (self.loop.time() - self._heard)
+        if left > 0:
+            self._wait_for_rest(left, self._check_body, cycle)
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        if not cycle.response_started:
+            self._answer(TIMED_OUT, self.app.refused_within(cycle.scope, TIMED_OUT))
+        self.transport.close()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Answer before there is a request, and close."""
+        if not self.transport.is_closing():
+            self._answer(status)
             self.transport.close()
+            self.app.refused(status, self.client)
+
+    def _answer(self, status: HTTPStatus, *headers: bytes) -> None:
+        lines = [b"HTTP/1.1 %d %b" % (status, status.phrase.encode()), *headers]
+        lines += [b"content-length: 0", b"connection: close", b"", b""]
+        self.transport.write(b"\r\n".join(lines))
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self.app.refused(HTTPStatus.BAD_REQUEST, self.client)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._rest is not None and self.cycle is not None and self.cycle.more_body:
+            self._patience = HURRY_SECONDS
+            self._wait_for_rest(0, self._check_body, self.cycle)
 
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() not in {"1.0", "1.1"}:
             raise ValueError("no version of HTTP that we speak")  # uvicorn answers 400
         super().on_headers_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unwatch()
+
+    def _watch(self, unsent: int) -> None:
+        self._stall = self.loop.call_later(STALLED_SECONDS, self._look, unsent)
+
+    def _unwatch(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _look(self, unsent: int) -> None:
+        """Drop a client that has read nothing since, while it is owed more than buffers hold."""
+        left = self.transport.get_write_buffer_size()
+        if left < unsent:
+            self._watch(left)
+            return
+        said = "%s %s: the client has read nothing of its answer for %g s and is dropped"
+        log.warning(said, self.scope["method"], self.scope["path"], STALLED_SECONDS)
+        self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        self._stop_waiting()
+        self._unset_keepalive_if_required()
         # What was sent ahead has nobody to be answered to.
         self.pipeline.clear()
         super().connection_lost(exc)

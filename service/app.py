@@ -13,19 +13,32 @@ from typing import TYPE_CHECKING, Any
 import falcon
 import falcon.asgi
 
-from service import applications, health, lookups, members, profile_groups, tokens
-from service.applications import API
+from service import (
+    applications,
+    bulk,
+    docs,
+    health,
+    lookups,
+    members,
+    metrics,
+    openapi,
+    profile_groups,
+    profiles,
+    tokens,
+)
+from service.cors import with_preflight
+from service.counters import Counters
 from service.endpoint import (
-    ENCODER,
+    API,
     Backend,
     Operation,
-    Request,
     Resource,
     answer_error,
     answer_http_error,
     operation_of,
 )
 from service.errors import BelongError, Unusable
+from service.record import RecordingApp, failure_body
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -38,14 +51,21 @@ _GROUPS = f"{API}/applications/{{cid}}/profile-groups"
 ROUTES: tuple[tuple[str, type[Resource]], ...] = (
     ("/healthz", health.Healthz),
     ("/readyz", health.Readyz),
+    ("/metrics", metrics.Metrics),
+    ("/openapi.json", openapi.OpenApi),
+    ("/docs", docs.Docs),
+    ("/docs/{file}", docs.DocsFile),
     ("/oauth/token", tokens.Token),
     (f"{API}/applications/{{cid}}", applications.OneApplication),
+    (f"{API}/applications/{{cid}}/profile", profiles.CurrentProfile),
+    (f"{API}/profiles/{{pid}}", profiles.OneProfile),
     (_GROUPS, profile_groups.Groups),
     (f"{_GROUPS}/{{gid}}", profile_groups.OneGroup),
     (f"{_GROUPS}/{{gid}}/members", members.Members),
     (f"{_GROUPS}/{{gid}}/members/{{pid}}", members.OneMember),
     (f"{API}/applications/{{cid}}/profiles/{{pid}}/profile-groups", lookups.ProfileGroups),
     (f"{API}/applications/{{cid}}/memberships/check", lookups.Check),
+    (f"{API}/applications/{{cid}}/memberships/bulk", bulk.Bulk),
 )
 """Every path, without its trailing slash, which may be there or not."""
 
@@ -65,21 +85,28 @@ def operations() -> Iterator[tuple[str, str, Operation]]:
 
 
 def create_app(
-    config: Config, store: Store | None = None
-) -> falcon.asgi.App[Request, falcon.asgi.Response]:
+    config: Config, store: Store | None = None, counters: Counters | None = None
+) -> RecordingApp:
     """Make the application.
 
     Given an open `store`, it uses that and leaves it open. Else it opens the one of the settings
     when the server starts it, keeps trying while it cannot be reached (requests answer 503
-    meanwhile), and closes it at the end.
+    meanwhile), and closes it at the end. What it counts it shows together with the other processes
+    that share the directory of `counters`; without that, alone.
     """
-    backend = Backend(config, store)
-    app = falcon.asgi.App(request_type=Request)
+    counters = counters or Counters("alone")
+    backend = Backend(config, store, counters)
+    backend.operations = tuple(operations())
+    app = RecordingApp(counters, config.request_log)
+    counters.sources.append(backend.tell)
     if store is None:
         app.add_middleware(_Lifespan(backend))
+    # Last: it is shut down first, and writes what was counted of the store while that is open.
+    app.add_middleware(_Recording(app))
     app.req_options.strip_url_path_trailing_slash = True
     for path, resource in ROUTES:
-        app.add_route(path, resource(backend))
+        made = resource(backend)
+        app.add_route(path, with_preflight(made) if path.startswith(API) else made)
     app.add_error_handler(BelongError, answer_error)
     app.add_error_handler(falcon.HTTPError, answer_http_error)
     app.add_error_handler(Exception, _answer_surprise)
@@ -93,12 +120,41 @@ async def _answer_surprise(
     _params: dict[str, Any],
 ) -> None:
     """Answer a bug: the log says what happened, the client learns that it was not its fault."""
-    log.error("%s %s failed", req.method, req.uri_template or req.path, exc_info=error)
+    request_id = getattr(req, "request_id", "")
+    route = req.uri_template or req.path
+    log.error("%s %s failed (request id %s)", req.method, route, request_id, exc_info=error)
     if resp is None:
         raise error
     resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
-    body = {"detail": "The server failed, and has logged why.", "error_code": BelongError.code}
-    resp.data = ENCODER.encode(body)
+    resp.data = failure_body(request_id)
+
+
+class _Recording:
+    """Middleware that has what was counted written down for as long as the server runs."""
+
+    def __init__(self, app: RecordingApp) -> None:
+        self._app = app
+        self._writing: asyncio.Task[None] | None = None
+
+    async def process_startup(
+        self,
+        scope: Mapping[str, Any],  # noqa: ARG002 - Falcon names what it passes
+        event: Mapping[str, Any],  # noqa: ARG002
+    ) -> None:
+        """Begin to write, where there is a directory for it."""
+        if self._app.counters.directory is not None:
+            self._writing = asyncio.create_task(self._app.counters.keep_writing())
+
+    async def process_shutdown(
+        self,
+        scope: Mapping[str, Any],  # noqa: ARG002 - Falcon names what it passes
+        event: Mapping[str, Any],  # noqa: ARG002
+    ) -> None:
+        """Write all of it once more, and the last lines of the request log."""
+        if self._writing is not None:
+            self._writing.cancel()
+        self._app.counters.write()
+        self._app.log.close()
 
 
 class _Lifespan:

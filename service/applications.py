@@ -5,15 +5,18 @@ The SDK of the Profile Groups API reads it first, without a token, and takes its
 
 from __future__ import annotations
 
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import msgspec
 
-from service.endpoint import Call, Resource, endpoint
+from service.endpoint import API, Resource, endpoint
 from service.errors import NotFound
 from service.paging import origin
 
-API = "/api/v1"
+if TYPE_CHECKING:
+    from service.admission import Call
 
 
 class ApplicationBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +46,7 @@ class ApplicationBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class OneApplication(Resource):
     """`applications/{cid}/`."""
 
-    @endpoint(None, reply=ApplicationBody)
+    @endpoint(None, reply=ApplicationBody, errors=(HTTPStatus.SERVICE_UNAVAILABLE,))
     async def on_get(self, call: Call, *, cid: str) -> ApplicationBody:
         """Read an application. Public: the SDK asks for it before it has a token."""
         application = await call.backend.store.registry.application(cid)

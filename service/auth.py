@@ -1,53 +1,81 @@
 """Who is calling: from `Authorization: Bearer <token>` to a Principal, and from grants to a token.
 
-Tokens are JWTs, signed with HS256 alone by a key of the store that their `kid` names. A token that
-was checked once is remembered, so that the next request with it costs a look into a dict. It does
-not know routes or scopes' meaning: `endpoint` compares.
+Tokens are JWTs, signed with HS256 alone. Their `typ` says which of three kinds they are, and so
+which key is tried: ours for scopes (a key of the store, named by `kid`), ours for one profile (the
+application's, `signing.profile_token`), or one that an application's back end signed with a secret
+of its own, which is for one profile, too. A token that was checked once is remembered, so that the
+next request with it costs a look into a dict. It does not know routes or scopes' meaning:
+`endpoint` compares.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jwt
 import msgspec
+from msgspec import Meta
 
+from service import ids, signing
 from service.errors import Unauthorized
 from service.registry import SCOPES, TOKEN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from service.environment import Application
     from service.registry import Registry
+    from service.store import Store
 
 __all__ = ["LIFETIME_SECONDS", "SCOPES", "Access", "InvalidToken", "Principal", "mint"]
 
 LIFETIME_SECONDS = TOKEN_SECONDS
 """How long a token lasts: as long as the documents of the Group Identity API say."""
 
-ALGORITHM = "HS256"
+ALGORITHM = signing.ALGORITHM
 
 TOKEN_TYPE = "at+jwt"  # noqa: S105  (the header's `typ`, RFC 9068: no other JWT of ours has it)
 
 RECHECK_SECONDS = 1.0
-"""A remembered token is held against the list of credentials again after this long."""
+"""A remembered token is held against the registry again after this long."""
+
+CLIENT_SIGNED_SECONDS = 86_400
+"""How long after its `iat` a client-signed token without `exp` lasts."""
 
 AHEAD_SECONDS = 10
 """How far the clock of the host that signed a token may be ahead of ours."""
 
 _REMEMBERED = 10_000
-_LONGEST_TOKEN = 8192
+_LONGEST_HEADER = len("Bearer ") + 8192
 _NOT_VALID = "The token is not valid."
+_EXPIRED = "The token has expired."
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who a token speaks for. `scopes` holds what `admin` implies, too."""
+    """Who a token speaks for. `scopes` holds what `admin` implies, too.
+
+    `profile` is the id of the one profile that a token without scopes speaks for, in the one
+    application that it is for.
+    """
 
     applications: frozenset[str]
     scopes: frozenset[str]
     subject: str
     credential: str | None
+    caller: str
+    """Whose requests are counted together."""
+    profile: bytes | None = None
+    profile_since_us: int | None = None
+    """When the record was created that a profile token was made for; None: whichever there is."""
+
+    def is_of(self, created_at_us: int) -> bool:
+        """Tell whether the token is for the record of `profile` that was created then.
+
+        Not so where that profile was erased and made anew: the token is the old one's.
+        """
+        return self.profile_since_us in (None, created_at_us)
 
 
 class InvalidToken(Unauthorized):
@@ -65,6 +93,29 @@ class _Claims(msgspec.Struct):
     client_id: str | None = None
 
 
+class _ProfileClaims(msgspec.Struct):
+    """Of a profile token. `since` is when the profile's record was created."""
+
+    iss: str
+    sub: str
+    since: int
+
+
+class _ClientClaims(msgspec.Struct):
+    """Of a client-signed token. Whatever else it claims counts for nothing."""
+
+    iss: str
+    iat: float
+    custom_profile_id: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^\0]*\Z")]
+    exp: float | None = None
+    nbf: float | None = None
+
+
+_JWS = jwt.PyJWS()
+_PROFILE_CLAIMS = msgspec.json.Decoder(_ProfileClaims)
+_CLIENT_CLAIMS = msgspec.json.Decoder(_ClientClaims)
+
+
 class _Remembered(msgspec.Struct):
     principal: Principal
     expires_at: float
@@ -74,8 +125,12 @@ class _Remembered(msgspec.Struct):
 class Access:
     """The bounded memory of checked tokens of one process."""
 
-    def __init__(self, remembered: int = _REMEMBERED) -> None:
-        """Remember at most so many tokens; the one that came first goes first."""
+    def __init__(self, seal: signing.Seal, remembered: int = _REMEMBERED) -> None:
+        """Remember at most so many tokens; the one that came first goes first.
+
+        :param seal: opens the signing secrets of applications
+        """
+        self._seal = seal
         self._limit = remembered
         self._tokens: dict[str, _Remembered] = {}
 
@@ -89,32 +144,81 @@ class Access:
             return None
         return remembered.principal
 
-    async def check(self, header: str | None, registry: Registry) -> Principal:
+    async def check(self, header: str | None, store: Store) -> Principal:
         """Check a header from scratch, or what may have changed since it was remembered.
 
+        The first use of a client-signed token creates its profile.
+
         :raises Unauthorized: it holds no token; `Bearer` alone is none, as the SDK sends it.
-        :raises InvalidToken: the token is not ours, has expired, or its credential was deactivated.
+        :raises InvalidToken: the token is not ours, has expired, or what it was made with is gone:
+            its credential, its application, its signing secret.
         """
         token = _token_of(header)
         key = header or ""
         remembered = self._tokens.pop(key, None)
-        if remembered is None:
-            remembered = await _verified(token, registry)
-        left_seconds = remembered.expires_at - time.time()
+        # NOTE: taken before the registry is read: what is read later can only be younger. Both at
+        # once: else a token would be asked for again just before it expires, not just after.
+        now, wall = time.monotonic(), time.time()
+        if remembered is None or remembered.principal.profile is not None:
+            remembered = await self._verified(token, store)
+        left_seconds = remembered.expires_at - wall
         if left_seconds <= 0:
-            raise InvalidToken("The token has expired.")
-        # NOTE: taken before the list is read: what is read later can only be younger.
-        now = time.monotonic()
-        credential = remembered.principal.credential
+            raise InvalidToken(_EXPIRED)
+        principal = remembered.principal
         good_for = left_seconds
-        if credential is not None:
-            await _require_active(credential, registry)
+        if principal.credential is not None:
+            await _require_active(principal.credential, store.registry)
+        if principal.credential is not None or principal.profile is not None:
             good_for = min(left_seconds, RECHECK_SECONDS)
         remembered.good_until = now + good_for
         while len(self._tokens) >= self._limit:
             del self._tokens[next(iter(self._tokens))]
         self._tokens[key] = remembered
-        return remembered.principal
+        return principal
+
+    async def _verified(self, token: str, store: Store) -> _Remembered:
+        try:
+            header = jwt.get_unverified_header(token)
+            kind = header.get("typ")
+            if kind == TOKEN_TYPE:
+                return await _ours(token, header, store.registry)
+            if kind == signing.PROFILE_TYPE:
+                return await _of_profile(token, header, store.registry)
+            if kind is None or str(kind).upper() == "JWT":
+                return await self._client_signed(token, store)
+        except jwt.ExpiredSignatureError as error:
+            raise InvalidToken(_EXPIRED) from error
+        except (
+            jwt.PyJWTError,
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+            RecursionError,
+        ) as error:
+            raise InvalidToken(_NOT_VALID) from error
+        raise InvalidToken(_NOT_VALID)
+
+    async def _client_signed(self, token: str, store: Store) -> _Remembered:
+        """Check a token that an application's back end signed, and find or create its profile.
+
+        Also where the setting `profiles` is `registered`: that says who may be added to groups,
+        and who holds the secret says who is known. Where the profile was erased, it is made anew.
+        """
+        unverified = _JWS.decode(token, options={"verify_signature": False})
+        application = await store.registry.application(_CLIENT_CLAIMS.decode(unverified).iss)
+        if application is None:
+            raise InvalidToken(_NOT_VALID)
+        claims = _CLIENT_CLAIMS.decode(_payload(token, self._seal.opened(application)))
+        now = time.time()
+        if claims.iat > now + AHEAD_SECONDS or (claims.nbf or 0) > now + AHEAD_SECONDS:
+            raise InvalidToken("The token is from the future.")
+        ends = claims.iat + CLIENT_SIGNED_SECONDS if claims.exp is None else claims.exp
+        if ends <= now:
+            raise InvalidToken(_EXPIRED)
+        [found] = await store.profiles.resolve_identities(
+            application.production, "customer_id", [claims.custom_profile_id], create=True
+        )
+        assert found is not None  # noqa: S101 - it was created, if there was none
+        return _Remembered(_speaking_for(application, found), expires_at=ends, good_until=0.0)
 
 
 def _token_of(header: str | None) -> str:
@@ -126,44 +230,74 @@ def _token_of(header: str | None) -> str:
         )
     if kind.lower() != "bearer":
         raise Unauthorized("Only Authorization: Bearer <token> is understood here.")
-    if len(token) > _LONGEST_TOKEN:
+    # NOTE: not the token's: the whole header is remembered, and may be 64 KiB of spaces.
+    if len(header or "") > _LONGEST_HEADER:
         raise InvalidToken(_NOT_VALID)
     return token
 
 
-async def _verified(token: str, registry: Registry) -> _Remembered:
-    try:
-        kid = jwt.get_unverified_header(token).get("kid")
-        key = (await registry.signing_keys(str(kid))).get(str(kid))
-        if key is None:
-            raise InvalidToken(_NOT_VALID)
-        verified: dict[str, Any] = jwt.decode_complete(
-            token,
-            key.secret,
-            algorithms=[ALGORITHM],
-            # NOTE: `iat` is looked at below: a leeway of PyJWT would be one of `exp`, too.
-            options={
-                "require": ["exp", "iat", "sub"],
-                "verify_aud": False,
-                "verify_iat": False,
-            },
-        )
-        claims = msgspec.convert(verified["payload"], _Claims)
-        is_ours = verified["header"].get("typ") == TOKEN_TYPE
-        if not is_ours or claims.iat > time.time() + AHEAD_SECONDS:
-            raise InvalidToken(_NOT_VALID)
-    except jwt.ExpiredSignatureError as error:
-        raise InvalidToken("The token has expired.") from error
-    except (jwt.PyJWTError, msgspec.ValidationError) as error:
-        raise InvalidToken(_NOT_VALID) from error
+async def _ours(token: str, header: dict[str, Any], registry: Registry) -> _Remembered:
+    kid = header.get("kid")
+    key = (await registry.signing_keys(str(kid))).get(str(kid))
+    if key is None:
+        raise InvalidToken(_NOT_VALID)
+    verified = jwt.decode(
+        token,
+        key.secret,
+        algorithms=[ALGORITHM],
+        # NOTE: `iat` is looked at below: a leeway of PyJWT would be one of `exp`, too.
+        options={"require": ["exp", "iat", "sub"], "verify_aud": False, "verify_iat": False},
+    )
+    claims = msgspec.convert(verified, _Claims)
+    if claims.iat > time.time() + AHEAD_SECONDS:
+        raise InvalidToken(_NOT_VALID)
     scopes = frozenset(claims.scope.split())
+    credential = claims.client_id
     principal = Principal(
         applications=frozenset(claims.applications),
         scopes=frozenset(SCOPES) if "admin" in scopes else scopes,
         subject=claims.sub,
-        credential=claims.client_id,
+        credential=credential,
+        caller=f"subject:{claims.sub}" if credential is None else f"credential:{credential}",
     )
     return _Remembered(principal, expires_at=float(claims.exp), good_until=0.0)
+
+
+async def _of_profile(token: str, header: dict[str, Any], registry: Registry) -> _Remembered:
+    client_id = signing.client_id_of(header.get("kid"))
+    application = None if client_id is None else await registry.application(client_id)
+    if application is None:
+        raise InvalidToken(_NOT_VALID)
+    claims = _PROFILE_CLAIMS.decode(_payload(token, [signing.profile_key(application)]))
+    id16 = ids.parse(claims.sub)
+    if id16 is None or claims.iss != application.client_id:
+        raise InvalidToken(_NOT_VALID)
+    principal = _speaking_for(application, id16, claims.since)
+    return _Remembered(principal, expires_at=math.inf, good_until=0.0)
+
+
+def _payload(token: str, keys: list[bytes]) -> bytes:
+    """Give what one of the keys signed; whatever the header says, with HS256."""
+    for key in keys:
+        try:
+            payload: bytes = _JWS.decode(token, key, algorithms=[ALGORITHM])
+        except jwt.InvalidSignatureError:
+            continue
+        return payload
+    raise InvalidToken(_NOT_VALID)
+
+
+def _speaking_for(application: Application, id16: bytes, since_us: int | None = None) -> Principal:
+    text = ids.text(id16)
+    return Principal(
+        applications=frozenset((application.client_id,)),
+        scopes=frozenset(),
+        subject=text,
+        credential=None,
+        caller=f"profile:{text}",
+        profile=id16,
+        profile_since_us=since_us,
+    )
 
 
 async def _require_active(credential_id: str, registry: Registry) -> None:

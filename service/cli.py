@@ -8,15 +8,16 @@ Results go to stdout, logs and progress to stderr. A failure that has a sentence
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import click
 import msgspec
 
-from service import __version__, auth, config, embedded, server, verify
+from service import __version__, auth, cli_transfer, config, embedded, ids, server, signing, verify
 from service.errors import BelongError, NotFound, Unusable
 from service.registry import SCOPES
 from service.store import Store
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from service.config import Config
-    from service.environment import Application
+    from service.environment import Application, Settings, SigningSecret
     from service.registry import Credential
     from service.verify import Report
 
@@ -48,6 +49,27 @@ _profiles = click.option(
 )
 
 
+_NO_LIMIT = "none"
+
+
+class _Limit(click.ParamType[int | str]):
+    """A number, or `none`."""
+
+    name = "limit"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click names them
+        """Show what may be given."""
+        return f"N|{_NO_LIMIT}"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Read it; the registry says which numbers may be."""
+        if value == _NO_LIMIT:
+            return _NO_LIMIT
+        return click.INT.convert(value, param, ctx)
+
+
 class _Belong(click.Group):
     """The commands; a failure with a sentence ends them with that sentence."""
 
@@ -67,17 +89,22 @@ def _with_store(command: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**parameters: Any) -> None:
         settings = _settings({name: parameters.pop(name) for name in _SHARED})
-
-        async def with_store() -> None:
-            store = await Store.open(_url(settings))
-            try:
-                await command(store, **parameters)
-            finally:
-                await store.close()
-
-        asyncio.run(with_store())
+        _run(settings, functools.partial(command, **parameters))
 
     return run
+
+
+def _run(settings: Config, command: Callable[[Store], Awaitable[None]]) -> None:
+    """Open the store, run the command on it, close the store."""
+
+    async def with_store() -> None:
+        store = await Store.open(_url(settings))
+        try:
+            await command(store)
+        finally:
+            await store.close()
+
+    asyncio.run(with_store())
 
 
 def _settings(flags: dict[str, str | None]) -> Config:
@@ -171,24 +198,30 @@ async def app_create(
 @click.option("--name", help="A new name.")
 @_profiles
 @click.option("--groups-per-profile", type=int, help="Limit of static groups of one profile.")
+@click.option(
+    "--anonymous-profiles",
+    type=bool,
+    metavar="on|off",
+    help="Whether anybody may create a profile without a token. Default: on.",
+)
+@click.option(
+    "--anonymous-per-minute", type=int, help="How many profiles in a minute. Default: 6000."
+)
+@click.option(
+    "--requests-per-second",
+    type=_Limit(),
+    help="Limit of each credential, and of each profile's token. Default: none.",
+)
 @_json
 @_with_store
 async def app_update(
-    store: Store,
-    client_id: str,
-    *,
-    name: str | None,
-    profiles: str | None,
-    groups_per_profile: int | None,
-    as_json: bool,
+    store: Store, client_id: str, *, as_json: bool, **given: Unpack[Settings]
 ) -> None:
     """Change settings of an application: those that are given."""
-    updated = await store.registry.update_application(
-        client_id,
-        name=msgspec.UNSET if name is None else name,
-        profiles=msgspec.UNSET if profiles is None else profiles,
-        groups_per_profile=msgspec.UNSET if groups_per_profile is None else groups_per_profile,
-    )
+    settings = {name: value for name, value in given.items() if value is not None}
+    if settings.get("requests_per_second") == _NO_LIMIT:
+        settings["requests_per_second"] = None
+    updated = await store.registry.update_application(client_id, **cast("Settings", settings))
     _print(_application(updated), as_json=as_json)
 
 
@@ -277,19 +310,98 @@ async def credential_deactivate(store: Store, credential_id: str) -> None:
     "scopes",
     type=click.Choice(SCOPES),
     multiple=True,
-    default=["admin"],
-    show_default=True,
-    help="What the token may do; may be repeated.",
+    help="What the token may do; may be repeated. Default: admin.",
+)
+@click.option(
+    "--profile",
+    metavar="ID",
+    help="Make it the token of this profile (UUID or custom id), which does not expire.",
 )
 @_with_store
-async def token(store: Store, applications: tuple[str, ...], scopes: tuple[str, ...]) -> None:
+async def token(
+    store: Store, applications: tuple[str, ...], scopes: tuple[str, ...], profile: str | None
+) -> None:
     """Print a token that is good for 8 hours, and nothing else."""
-    for client_id in applications:
-        await _find(store, client_id)
-    minted = await auth.mint(
-        store.registry, applications=applications, scopes=scopes, subject="belong token"
-    )
+    found = [await _find(store, client_id) for client_id in applications]
+    if profile is None:
+        minted = await auth.mint(
+            store.registry,
+            applications=applications,
+            scopes=scopes or ["admin"],
+            subject="belong token",
+        )
+    elif scopes or len(found) != 1:
+        raise click.UsageError("The token of a profile is for one application and has no scopes.")
+    else:
+        minted = await _profile_token(store, found[0], profile)
     click.echo(minted)
+
+
+async def _profile_token(store: Store, application: Application, profile: str) -> str:
+    """Mint the token of a profile that has a record: one that is nowhere known gets none."""
+    environment = application.production
+    id16 = ids.parse(profile)
+    if id16 is None:
+        [id16] = await store.profiles.resolve_identities(
+            environment, "customer_id", [profile], create=False
+        )
+    created_at_us = None
+    if id16 is not None:
+        with contextlib.suppress(NotFound):
+            created_at_us = (await store.records.get_profile(environment, id16)).created_at_us
+    if id16 is None or created_at_us is None:
+        raise NotFound(
+            f"{application.client_id} has no profile {profile} of which more is known than the "
+            "groups it was added to: create it first"
+        )
+    return signing.profile_token(application, id16, created_at_us)
+
+
+# --- signing secrets
+
+
+@main.group()
+def secret() -> None:
+    """Signing secrets: an application's own back end signs tokens of profiles with them."""
+
+
+@secret.command("create")
+@click.option("--application", "client_id", metavar="CLIENT_ID", required=True)
+@click.option(
+    "--secret-stdin", is_flag=True, help="Take a secret that you have already, from stdin."
+)
+@_json
+@config.options(*_SHARED, "secret_key")
+def secret_create(
+    client_id: str, *, secret_stdin: bool, as_json: bool, **flags: str | None
+) -> None:
+    """Create a signing secret. It is printed this once, kept encrypted, and counts in a second."""
+    settings = _settings(flags)
+    brought = sys.stdin.read().rstrip("\r\n") if secret_stdin else None
+
+    async def create(store: Store) -> None:
+        seal = signing.Seal(signing.secret_key(settings))
+        made, text = await signing.create_secret(store.registry, seal, client_id, brought)
+        _print(_secret(client_id, made) | {"secret": text}, as_json=as_json)
+
+    _run(settings, create)
+
+
+@secret.command("list")
+@_json
+@_with_store
+async def secret_list(store: Store, *, as_json: bool) -> None:
+    """List all signing secrets, without what is secret."""
+    found = await signing.list_secrets(store.registry)
+    _print([_secret(each.client_id, one) for each, one in found], as_json=as_json)
+
+
+@secret.command("delete")
+@click.argument("secret_id", metavar="ID")
+@_with_store
+async def secret_delete(store: Store, secret_id: str) -> None:
+    """Delete a signing secret: tokens that it signed end within seconds."""
+    await signing.delete_secret(store.registry, secret_id)
 
 
 @main.group()
@@ -358,6 +470,9 @@ def _finish(report: Report, *, as_json: bool, repaired: bool = False) -> None:
         raise click.exceptions.Exit(1)
 
 
+cli_transfer.add_to(main, _with_store)
+
+
 # --- output
 
 
@@ -376,6 +491,9 @@ def _application(application: Application) -> dict[str, Any]:
         "partitions": len(application.production.partitions),
         "profiles": application.profiles,
         "groups_per_profile": application.groups_per_profile,
+        "anonymous_profiles": application.anonymous_profiles,
+        "anonymous_per_minute": application.anonymous_per_minute,
+        "requests_per_second": application.requests_per_second,
         "created_at": _time(application.created_at_us),
     }
 
@@ -386,6 +504,14 @@ def _credential(found: Credential) -> dict[str, Any]:
         "active": found.active,
         "scopes": list(found.scopes),
         "applications": list(found.applications),
+        "created_at": _time(found.created_at_us),
+    }
+
+
+def _secret(client_id: str, found: SigningSecret) -> dict[str, Any]:
+    return {
+        "id": found.id,
+        "application": client_id,
         "created_at": _time(found.created_at_us),
     }
 
@@ -406,7 +532,11 @@ def _print(found: dict[str, Any] | list[dict[str, Any]], *, as_json: bool) -> No
 
 
 def _cell(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
 
 
 def _table(rows: Iterable[list[str]]) -> None:

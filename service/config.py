@@ -91,12 +91,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["debug", "info", "warning", "error"],
         _setting("What is logged, on stderr", "`debug`, `info`, `warning` or `error`"),
     ] = "info"
+    request_log: Annotated[
+        Literal["all", "errors", "off"],
+        _setting(
+            "Which requests are logged, as a line of JSON each on stderr: all, those answered with "
+            "400 and above, or none. `all` costs 10 to 15 % of the requests per second",
+            "`all`, `errors` or `off`",
+        ),
+    ] = "errors"
     secret_key: Annotated[
         str | None,
         _setting(
-            "Will encrypt signing secrets of applications; this version stores none",
+            "Encrypts the signing secrets of applications. With a store of your own, give the "
+            "same to every `belong serve` and to `belong secret create`",
             "text of 32 characters or more",
-            default="a file in the data directory",
+            default="the file `secret.key` in the data directory of the embedded store",
             secret=True,
         ),
     ] = None
@@ -210,6 +219,16 @@ def runtime_directories() -> list[Path]:
     return [Path(place) for place in [*places, tempfile.gettempdir(), "/tmp"]]  # noqa: S108 - a directory of our own, checked, is made in it
 
 
+def scratch_directories() -> list[Path]:
+    """Where small files may be kept that are written all the time, best first.
+
+    In memory, where there is such a place: on a disk, writing can wait for other people's writes.
+    """
+    *own, temporary, last = runtime_directories()
+    shared = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it
+    return [*own, *([shared] if os.access(shared, os.W_OK) else []), temporary, last]
+
+
 def _hints() -> dict[str, Any]:
     return get_type_hints(Config, include_extras=True)
 
@@ -235,9 +254,10 @@ def _text(value: object) -> str:
 
 
 def _masked(name: str, text: str) -> str:
-    if not text or not _described(name)[0]["secret"]:
+    extra, _ = _described(name)
+    if not text or not extra["secret"]:
         return text
-    if "://" not in text:
+    if extra["value"] != "URL" or "://" not in text:
         return _MASK
     # A URL stays recognisable. What may be a password stands before the host, or in the query.
     text, question, _ = text.partition("?")
@@ -292,6 +312,10 @@ def _parse_proxies(text: str) -> tuple[str, ...]:
 def _parse_secret_key(text: str) -> str:
     if len(text) < 32:
         raise ValueError("must have at least 32 characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid UTF-8") from None
     return text
 
 

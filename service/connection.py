@@ -16,7 +16,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, Self
 
-from service.errors import CODES, BelongError, ScriptFailed, Unavailable, Unusable
+from service.errors import CODES, BelongError, ScriptFailed, Unavailable, Unusable, Unwritable
 from service.lane import Endpoint, ReplyError, Stats, ask
 from service.topology import Topology
 
@@ -51,6 +51,9 @@ NOT_NOW = {
     "TRYAGAIN": "is moving the data that is needed",
 }
 """First word of a server's error reply -> why it cannot do now what it can do at other times."""
+OTHER = "(other)"
+"""Counted under this: error replies that begin with no word that we know."""
+_NO_WRITES = ("MISCONF", "NOREPLICAS", "OOM")
 _MAP_IS_OLD = ("CLUSTERDOWN", "MASTERDOWN", "READONLY")
 
 _log = logging.getLogger("belong.connection")
@@ -222,10 +225,13 @@ class Connection:
         """Say what an error reply means to us; the reply itself is the cause."""
         code, _, detail = str(refusal).partition(" ")
         failure: BelongError
+        known = code if code in NOT_NOW or (script is not None and code in CODES) else OTHER
+        self.stats.refusals[known] = self.stats.refusals.get(known, 0) + 1
         if script is not None and code in CODES:
             failure = CODES[code](detail)
         elif code in NOT_NOW:
-            failure = Unavailable(f"The store {NOT_NOW[code]}.")
+            kind = Unwritable if code in _NO_WRITES else Unavailable
+            failure = kind(f"The store {NOT_NOW[code]}.")
             if code in _MAP_IS_OLD:
                 self._topology.refresh()
         else:

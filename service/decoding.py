@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Query = TypeVar("Query", bound=msgspec.Struct)
 
+_UNENCODED = b"[object Object]"
+"""What JavaScript makes of an object that it is to send, and the SDK leaves so on DELETE."""
+
 _LONGEST_FIELD = 100
 """A field name that is longer is not echoed as the key of an error."""
 
@@ -33,6 +36,9 @@ def decoded(
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
+        if data.strip() == _UNENCODED:
+            message = "The body is the text `[object Object]`, not JSON: use JSON.stringify."
+            raise Invalid(message) from error
         raise misfit(str(error), body) from error
     except msgspec.DecodeError as error:
         if not data.strip():
@@ -125,6 +131,11 @@ def query_of(query_string: str, shape: type[Query]) -> Query:
                 raise Invalid(message, name)
             values[name] = plain(value)
     try:
-        return msgspec.convert(values, shape, strict=False)
+        query = msgspec.convert(values, shape, strict=False)
     except msgspec.ValidationError as error:
         raise misfit(str(error)) from error
+    for name, value in values.items():
+        # NOTE: convert reads the text `null` as None, and a filter would be passed over in silence.
+        if getattr(query, name) is None:
+            raise Invalid(f"`{value}` is no value of `{name}` - at `$.{name}`", name)
+    return query

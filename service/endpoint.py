@@ -11,33 +11,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date, timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import falcon
 import falcon.asgi
 import msgspec
 
-from service import ids
-from service.auth import Access, Principal
+from service.admission import Call, admitted
+from service.auth import Access
+from service.cors import share
+from service.counters import Counters
 from service.decoding import decoded, query_of
-from service.environment import Application, Environment
 from service.errors import (
     BelongError,
-    Forbidden,
     Invalid,
     NotFound,
     TooLarge,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
 )
-from service.store import Store
+from service.signing import Seal
 
 if TYPE_CHECKING:
     from service.config import Config
+    from service.counters import Snapshot
+    from service.store import Store
+
+API = "/api/v1"
+"""What the paths of the Profile Groups face begin with."""
 
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
 """Design 3.1: a longer body is 413, whether it is announced or comes in chunks."""
@@ -74,6 +82,12 @@ class Request(falcon.asgi.Request):
     whole: bytes | None
     """The body, where it came with the request in one piece and need not be waited for."""
 
+    is_head = False
+    """Whether it asks for the head of an answer to GET alone: it is routed as that."""
+
+    admitted: tuple[str, str] | None = None
+    """The application that it was admitted to, and the caller."""
+
     def __init__(
         self,
         scope: dict[str, Any],
@@ -87,6 +101,16 @@ class Request(falcon.asgi.Request):
             # NOTE: Falcon decodes the query string before any error handler is in place.
             scope = {**scope, "query_string": quote_from_bytes(query, _PRINTABLE).encode()}
         super().__init__(scope, receive, first_event=first_event, options=options)
+        note = scope.get("belong.note")
+        if note is not None:
+            note.req = self
+            given = self._asgi_headers.get(b"x-request-id")
+            if given is not None and _ID.fullmatch(given) is not None:
+                note.request_id = given
+        if self.method == "HEAD":
+            self.method = "GET"
+            self.is_head = True
+        self.receive, self.first_event = receive, first_event
         self.whole = None
         if first_event is not None and not first_event.get("more_body", False):
             self.whole = first_event.get("body", b"")
@@ -99,12 +123,24 @@ class Request(falcon.asgi.Request):
             )
 
     @property
+    def request_id(self) -> str:
+        """What its answer and the log call it; the one that it came with, if that is a fit one."""
+        note = self.scope.get("belong.note")
+        return "" if note is None else note.request_id.decode()
+
+    def routed(self) -> None:
+        """Become what it is again: Falcon sends no body where the method is HEAD."""
+        if self.is_head:
+            self.method = "HEAD"
+
+    @property
     def is_coded(self) -> bool:
         """Whether the body is compressed, or otherwise not what it stands for."""
         coding = self._asgi_headers.get(b"content-encoding")
         return coding is not None and coding.strip().lower() not in (b"", b"identity")
 
 
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -124,11 +160,15 @@ def unescaped(params: Mapping[str, str]) -> dict[str, str]:
 class Backend:
     """What all resources of one application object share: settings, the store, who may call."""
 
-    def __init__(self, config: Config, store: Store | None = None) -> None:
-        """Take the settings, and the store if it is open already."""
+    def __init__(
+        self, config: Config, store: Store | None = None, counters: Counters | None = None
+    ) -> None:
+        """Take the settings, the store if it is open already, and where to count."""
         self.config = config
-        self.access = Access()
+        self.counters = counters or Counters("alone")
+        self.access = Access(Seal(config.secret_key))
         self.closed_because = "The store has not answered yet."
+        self.operations: tuple[tuple[str, str, Operation], ...] = ()
         self._store = store
 
     @property
@@ -140,6 +180,11 @@ class Backend:
         if self._store is None:
             raise Unavailable(self.closed_because)
         return self._store
+
+    def tell(self, to: Snapshot) -> None:
+        """Write what was counted of the store into a snapshot, if it is open."""
+        if self._store is not None:
+            self._store.tell(to)
 
     @property
     def is_open(self) -> bool:
@@ -159,40 +204,26 @@ class Resource:
         self.backend = backend
 
 
-class Call(msgspec.Struct):
-    """One request of a route that anybody may call."""
-
-    request: Request
-    response: falcon.asgi.Response
-    backend: Backend
+JSON = "application/json"
 
 
-class TenantCall(Call):
-    """One admitted request of an application."""
+class Wire(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operation speaks, where that is not JSON in, JSON out, and the face's errors."""
 
-    store: Store
-    application: Application
-    environment: Environment
-    principal: Principal
-
-    @property
-    def is_admin(self) -> bool:
-        """Whether the token has the scope `admin`."""
-        return "admin" in self.principal.scopes
-
-    async def profile_id(self, text: str) -> bytes | None:
-        """Give the profile that a path or body names by UUID or custom id.
-
-        In UUID form any profile exists (design 3.1); None is an unknown custom id.
-        """
-        return ids.parse(text) or await self.profile_id_of(text)
-
-    async def profile_id_of(self, custom_id: str) -> bytes | None:
-        """Give the profile of a custom id; None where there is none."""
-        [found] = await self.store.profiles.resolve_identities(
-            self.environment, "customer_id", [custom_id], create=False
-        )
-        return found
+    takes: tuple[str, ...] = (JSON,)
+    """Media types of the body."""
+    reads: Any = None
+    """What the responder decodes by itself: the struct of the body, or of each line of it."""
+    gives: str = JSON
+    """Media type of the reply; where it is lines, `reply` is what stands on the last one."""
+    lines: tuple[Any, ...] = ()
+    """The structs of the other lines."""
+    problems: Mapping[int, Any] = {}
+    """Status -> struct of an error that has not the face's shape."""
+    empty: bool = False
+    """Whether the body may be left out."""
+    basic: bool = False
+    """The caller may name itself by HTTP Basic."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -204,9 +235,19 @@ class Operation(msgspec.Struct, frozen=True):
     reply: Any
     status: int
     summary: str
+    own: bool
+    """A profile token may call it for its own profile, without any scope."""
+    errors: tuple[int, ...]
+    """Statuses beyond those that follow from the rest: 400, 401, 403, 404, 413, 415, 429, 503."""
+    description: str = ""
+    """What the docstring of the responder says after its first line."""
+    wire: Wire = Wire()
+    noun: str = ""
+    """The module of the responder."""
 
 
 _OPERATIONS: dict[Responder, Operation] = {}
+_PLAIN = Wire()
 
 
 def operation_of(responder: Any) -> Operation | None:
@@ -221,11 +262,17 @@ def endpoint(
     query: type[msgspec.Struct] | None = None,
     reply: Any = None,
     status: HTTPStatus = HTTPStatus.OK,
+    own: bool = False,
+    errors: tuple[HTTPStatus, ...] = (),
+    wire: Wire = _PLAIN,
 ) -> Callable[[Responder], Responder]:
     """Make a Falcon responder of `async def on_x(self, call[, body][, query], *, <path>)`.
 
-    Without a `scope` anybody may call it and it gets a `Call`; with one, the path holds `{cid}` and
-    it gets a `TenantCall`. It answers a struct, finished JSON as bytes, or None for 204.
+    Without a `scope` anybody may call it and it gets a `Call`; with one it gets a `TenantCall` of
+    the application that `{cid}` of the path, `?client_id=` or the token names. With `own` a profile
+    token may call it, too: the responder sees to it that it is for `principal.profile` alone. It
+    answers a struct, finished JSON as bytes, or None for 204, or where it gave the response a
+    stream.
     """
     decoder = None if body is None else msgspec.json.Decoder(body)
     default_query = None if query is None else msgspec.convert({}, query, strict=False)
@@ -236,6 +283,8 @@ def endpoint(
         async def respond(
             resource: Resource, req: Request, resp: falcon.asgi.Response, **params: str
         ) -> None:
+            req.routed()
+            share(req, resp)
             backend = resource.backend
             if req.escaped:
                 params = unescaped(params)
@@ -243,7 +292,7 @@ def endpoint(
                 raise NotFound
             call = Call(req, resp, backend)
             if scope is not None:
-                call = await admitted(call, params.pop("cid"), scope)
+                call = await admitted(call, params.pop("cid", None), scope, own=own)
             arguments: list[object] = [call]
             if decoder is not None:
                 arguments.append(decoded(decoder, body, await read_body(req)))
@@ -252,50 +301,40 @@ def endpoint(
                     query_of(req.query_string, query) if req.query_string else default_query
                 )
             answer = await responder(resource, *arguments, **params)
-            if answer is None:
-                resp.status = HTTPStatus.NO_CONTENT
-                return
-            resp.data = answer if type(answer) is bytes else ENCODER.encode(answer)
-            if code != HTTPStatus.OK:
-                resp.status = code
+            _complete(resp, answer, code, wire.gives)
 
-        summary = (responder.__doc__ or "").partition("\n")[0].rstrip(".")
-        _OPERATIONS[respond] = Operation(scope, body, query, reply, code, summary)
+        summary, _, description = inspect.cleandoc(responder.__doc__ or "").partition("\n")
+        _OPERATIONS[respond] = Operation(
+            scope,
+            body,
+            query,
+            reply,
+            code,
+            summary.rstrip("."),
+            own,
+            tuple(map(int, errors)),
+            description.strip(),
+            wire,
+            responder.__module__.rpartition(".")[2],
+        )
         return respond
 
     return decorate
 
 
-async def admitted(call: Call, client_id: str, scope: str) -> TenantCall:
-    """Admit a call if its token is for this application and has the scope.
-
-    With the token and the application known, it does not wait.
-
-    :raises Unauthorized: there is no valid token.
-    :raises Forbidden: it is not for the application, which need not exist, or lacks the scope.
-    """
-    backend = call.backend
-    store = backend.store
-    header = call.request.auth
-    principal = backend.access.known(header)
-    if principal is None:
-        principal = await backend.access.check(header, store.registry)
-    application = None
-    if client_id in principal.applications:
-        if scope not in principal.scopes:
-            raise Forbidden(f"This needs the scope {scope}, which the token does not have.")
-        application = await store.registry.application(client_id)
-    if application is None:
-        raise Forbidden(f"The token is not for the application {client_id[:255]!r}.")
-    return TenantCall(
-        call.request,
-        call.response,
-        backend,
-        store,
-        application,
-        application.production,
-        principal,
-    )
+def _complete(resp: falcon.asgi.Response, answer: object, code: int, gives: str) -> None:
+    """Put what a responder answered into the response."""
+    if answer is None:
+        if resp.stream is None:
+            resp.status = HTTPStatus.NO_CONTENT
+        else:
+            resp.content_type = gives
+        return
+    resp.data = answer if type(answer) is bytes else ENCODER.encode(answer)
+    if gives != JSON:
+        resp.content_type = resp.content_type or gives
+    if code != HTTPStatus.OK:
+        resp.status = code
 
 
 async def stepwise(make: Callable[[Sequence[Row]], list[Made]], rows: Sequence[Row]) -> list[Made]:
@@ -307,6 +346,21 @@ async def stepwise(make: Callable[[Sequence[Row]], list[Made]], rows: Sequence[R
         made += make(rows[first : first + IDS_PER_TURN])
         await asyncio.sleep(0)
     return made
+
+
+Timestamp = Annotated[
+    str,
+    msgspec.Meta(
+        extra_json_schema={"format": "date-time", "examples": ["2025-04-28T12:16:49.670053Z"]}
+    ),
+]
+"""What `timestamp` writes."""
+
+NO_NUL = {"pattern": "^[^\\u0000]*$"}
+"""For the document alone: the sentence that refuses a NUL says more than a pattern that failed."""
+
+UuidText = Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
+"""A UUID. That it is one is looked at by `ids`, for many at once."""
 
 
 def timestamp(at_us: int) -> str:
@@ -326,14 +380,19 @@ def _day(days: int) -> str:
     return (date(1970, 1, 1) + timedelta(days)).isoformat()
 
 
+def require_plain(req: Request) -> None:
+    """Refuse a body that is compressed: 415."""
+    if req.is_coded:
+        description = "Bodies are taken as they are: send them without Content-Encoding."
+        raise falcon.HTTPUnsupportedMediaType(description=description)
+
+
 async def read_body(req: Request, limit_bytes: int = BODY_LIMIT_BYTES) -> bytes:
     """Read the whole body.
 
     :raises TooLarge: it is, or says it is, longer than the limit.
     """
-    if req.is_coded:
-        description = "Bodies are taken as they are: send them without Content-Encoding."
-        raise falcon.HTTPUnsupportedMediaType(description=description)
+    require_plain(req)
     whole = req.whole
     if whole is not None and len(whole) <= limit_bytes:
         return whole
@@ -391,7 +450,7 @@ async def answer_error(
     await discard_body(req)
     resp.status = error.status
     resp.data = ENCODER.encode(error_body(error))
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | TooManyRequests):
         resp.set_header("Retry-After", str(error.retry_after_seconds))
     elif isinstance(error, Unauthorized):
         challenge = 'Bearer realm="belong"'
@@ -418,6 +477,8 @@ async def answer_http_error(
     """Answer what Falcon refuses (404, 405, 415 …) in the face's shape."""
     if resp is None:
         raise error
+    req.routed()
+    share(req, resp)
     await discard_body(req)
     status = error.status_code
     if status == HTTPStatus.NOT_FOUND:
@@ -430,4 +491,5 @@ async def answer_http_error(
     resp.status = status
     resp.data = ENCODER.encode({"detail": detail, "error_code": code})
     for name, value in dict(error.headers or {}).items():
-        resp.set_header(name, value)
+        head = ", HEAD" if name == "Allow" and "GET" in value else ""
+        resp.set_header(name, value + head)

@@ -5,11 +5,23 @@ Pure: no I/O. An `Environment` is what every method of the store takes first.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypedDict
 
 import msgspec
+from msgspec import Meta
 
 from service import ids, keys
+
+
+class Settings(TypedDict, total=False):
+    """What of an application can be changed, and to what."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=255)]
+    profiles: Literal["open", "registered"]
+    groups_per_profile: Annotated[int, Meta(ge=1, le=10_000)]
+    anonymous_profiles: bool
+    anonymous_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)]
+    requests_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] | None
 
 
 class EnvironmentDocument(msgspec.Struct, frozen=True):
@@ -19,8 +31,19 @@ class EnvironmentDocument(msgspec.Struct, frozen=True):
     tags: tuple[str, ...]
 
 
+class SigningSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret with which an application signs tokens of its own, as the registry keeps it.
+
+    `sealed` is encrypted under the server's secret key: `signing` opens it.
+    """
+
+    id: str
+    sealed: bytes
+    created_at_us: int
+
+
 class ApplicationDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """An application as the registry keeps it."""
+    """An application as the registry keeps it. What an older version did not write has defaults."""
 
     client_id: str
     workspace_id: int
@@ -30,6 +53,13 @@ class ApplicationDocument(msgspec.Struct, frozen=True, kw_only=True):
     environments: dict[str, EnvironmentDocument]
     profiles: Literal["open", "registered"] = "open"
     groups_per_profile: int = 1000
+    anonymous_profiles: bool = True
+    """Whether anybody may create a profile without a token."""
+    anonymous_per_minute: int = 6000
+    """How many profiles may be created so in a minute."""
+    requests_per_second: int | None = None
+    """Limit of each caller (`auth.Principal.caller`); None: there is none."""
+    signing_secrets: dict[str, SigningSecret] = {}
     deleting_since_us: int | None = None
     """Set while it is deleted: no process knows it any more, but what it has is still its own."""
 
@@ -75,6 +105,10 @@ class Application(msgspec.Struct, frozen=True, kw_only=True):
     created_at_us: int
     profiles: str
     groups_per_profile: int
+    anonymous_profiles: bool
+    anonymous_per_minute: int
+    requests_per_second: int | None
+    signing_secrets: dict[str, SigningSecret]
     environments: dict[str, Environment]
 
     @property
@@ -94,6 +128,10 @@ def as_application(number: int, document: ApplicationDocument) -> Application:
         created_at_us=document.created_at_us,
         profiles=document.profiles,
         groups_per_profile=document.groups_per_profile,
+        anonymous_profiles=document.anonymous_profiles,
+        anonymous_per_minute=document.anonymous_per_minute,
+        requests_per_second=document.requests_per_second,
+        signing_secrets=document.signing_secrets,
         environments={
             name: Environment(name, environment, document)
             for name, environment in document.environments.items()

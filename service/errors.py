@@ -79,6 +79,22 @@ class Unavailable(BelongError):
     retry_after_seconds = 1
 
 
+class Unwritable(Unavailable):
+    """The store can be read, but takes no writes now: it is full, or cannot keep them."""
+
+
+class TooManyRequests(BelongError):
+    """The caller did this too often. `retry_after_seconds` says when it may again."""
+
+    status = 429
+    code = "throttled"
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        """Take the sentence, and in how many whole seconds the next try may succeed (1 or more)."""
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class Erasing(Unavailable):
     """The profile that the request names is being erased: try again when it is gone."""
 

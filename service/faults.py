@@ -32,6 +32,7 @@ POINTS = (
     "add_identity.reserved",
     "add_identity.confirmed",
     "add_identity.settled",
+    "replace_members.added",
 )
 """Every fault point there is; a test kills the process at each of them."""
 

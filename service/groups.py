@@ -39,7 +39,7 @@ class Group(GroupDocument, frozen=True, kw_only=True):
 
 
 class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """A group to create. Without `id` a new one is drawn."""
+    """A group to create. Without `id` a new one is drawn; without `created_at_us` it is now."""
 
     name: str
     is_active: bool = True
@@ -48,6 +48,7 @@ class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
     custom_id: str | None = None
     id: str | None = None
     membership_type: str = "static"
+    created_at_us: int | None = None
 
 
 class GroupChanges(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from service.endpoint import ENCODER, Call, Resource, endpoint
+from service.endpoint import ENCODER, Resource, Wire, endpoint
 from service.errors import Unavailable
+
+if TYPE_CHECKING:
+    from service.admission import Call
 
 
 class Health(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -32,7 +36,12 @@ class Healthz(Resource):
 class Readyz(Resource):
     """`/readyz`."""
 
-    @endpoint(None, reply=Health)
+    @endpoint(
+        None,
+        reply=Health,
+        errors=(HTTPStatus.SERVICE_UNAVAILABLE,),
+        wire=Wire(problems={HTTPStatus.SERVICE_UNAVAILABLE: Health}),
+    )
     async def on_get(self, call: Call) -> bytes:
         """Tell whether requests can be answered: 503 with the reason where not."""
         try:

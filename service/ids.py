@@ -21,6 +21,8 @@ from service import keys
 SIZE = 16
 TEXT_SIZE = 36
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
+_MPID = re.compile(r"mpid:(-?[1-9][0-9]{0,18}|0)")
+_MPIDS = range(-(2**63), 2**63)
 _HYPHENS = (8, 13, 18, 23)
 _HEADS = struct.Struct(">I12x")
 _VERSION = bytes(0x40 | each & 0x0F for each in range(256))
@@ -34,6 +36,12 @@ def parse(text: str) -> bytes | None:
     if _UUID.fullmatch(text) is None:
         return None
     return bytes.fromhex(text.replace("-", ""))
+
+
+def parse_mpid(text: str) -> int | None:
+    """Give the number of `mpid:<number>`, a signed 64-bit one; None for any other text."""
+    match = _MPID.fullmatch(text)
+    return number if match and (number := int(match[1])) in _MPIDS else None
 
 
 def text(packed: bytes) -> str:

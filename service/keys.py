@@ -25,6 +25,8 @@ key                                         type   holds
                                                    of inactive ones under ``inactive_…``
 ``{7}:attribute:<length>:<key>[=<value>]``  zset   groups by attribute key, and by key and value
 ``{7}:intents``, ``{7}:deleting``           zset   n -> version: states to install, groups to sweep
+``{7}:allowance:<caller>``                  string when a caller's allowance is whole again, in us;
+                                                   expires then
 ``{7.p}:m:<id>``                            hash   memberships of a profile: n -> joined_at in us;
                                                    ``d``: how many of them are derived
 ``{7.p}:g:<n>:<depth>:<prefix>``            zset   one segment of a group's members, scores 0
@@ -33,7 +35,8 @@ key                                         type   holds
 ``{7.p}:erasing``                           set    profiles being erased
 ``{7.p}:profile:<id>``                      hash   nickname, custom_id, custom_data, mpid,
                                                    created_at, seq
-``{7.p}:attributes:<id>``                   hash   attribute -> time, since and value
+``{7.p}:attributes:<id>``                   hash   attribute -> ``<time> <since> <JSON>``, in us;
+                                                   ``<time>`` alone where it was deleted
 ``{7.p}:identities:<id>``                   hash   what resolves to the profile -> since when
 ``{7.p}:fence:<id>``                        string the latest given-up attempt to take an identity
 ``{7.q}:identity:<bucket>``                 hash   identity -> mixed id and since,
@@ -89,7 +92,7 @@ IDENTITY_KINDS = {code: kind for kind, code in IDENTITY_CODES.items()}
 DIRECTORY_KINDS = frozenset({
     "group", "group_ids", "group_custom_ids", "numbers", "version", "groups", "inactive",
     "group_names", "group_types", "attribute", "inactive_names", "inactive_types",
-    "inactive_attribute", "intents", "deleting",
+    "inactive_attribute", "intents", "deleting", "allowance",
 })  # fmt: skip
 PARTITION_KINDS = frozenset({
     "m", "g", "count", "shape", "state", "erasing", "profile", "attributes", "identities", "fence",
@@ -99,6 +102,9 @@ REGISTRY_KINDS = frozenset({
     "format", "applications", "client_ids", "workspaces", "credentials", "deleted", "keys",
     "numbers", "version", "jobs",
 })  # fmt: skip
+
+EXPIRING = frozenset({"allowance", "fence"})
+"""Kinds of keys that go by themselves: what a deleted application may leave behind."""
 
 
 class Key(NamedTuple):
@@ -192,6 +198,11 @@ def parse_identity(field: bytes) -> tuple[str, str]:
     return IDENTITY_KINDS[code], value
 
 
+def allowance(tag: bytes, caller: str) -> bytes:
+    """Give what a caller may do yet: a key that expires."""
+    return tag + b":allowance:" + caller.encode()
+
+
 def group_index(tag: bytes, *, active: bool) -> bytes:
     """All active, or all inactive groups."""
     return key(tag, "groups" if active else "inactive")
@@ -244,7 +255,9 @@ _REST: dict[str, re.Pattern[bytes]] = {
     "inactive_attribute": re.compile(rb"\d+:.*", re.DOTALL),
 }
 _OF_PROFILE = frozenset({"m", "profile", "attributes", "identities", "fence"})
-_OPEN_REST = frozenset({"group_names", "group_types", "inactive_names", "inactive_types"})
+_OPEN_REST = frozenset({
+    "group_names", "group_types", "inactive_names", "inactive_types", "allowance",
+})  # fmt: skip
 _DERIVED = frozenset({"instance"})
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -47,16 +47,28 @@ FORM = (
 )
 UNKNOWN = "whether a change was made is unknown, and repeating it is safe"
 
+LARGE = 11
+"""Place in `Stats.sizes` of the batches of more than 1,024 commands."""
+
 _NOTHING = object()
 _REFUSED = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR")
 
 
 @dataclass(slots=True)
 class Stats:
-    """What this process has sent. A batch is what left as one write."""
+    """What this process has sent, and what became of its connections.
+
+    A batch is what left as one write; `sizes` counts batches by their commands: up to 1, 2, 4 … and
+    1,024, and above. `refusals` counts error replies by what `Connection` makes of them.
+    """
 
     commands: int = 0
     batches: int = 0
+    sizes: list[int] = field(default_factory=lambda: [0] * (LARGE + 1))
+    connected: int = 0
+    lost: int = 0
+    failed: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +243,7 @@ class Link(asyncio.Protocol):
         self.sent += len(out)
         self._stats.commands += len(out)
         self._stats.batches += 1
+        self._stats.sizes[min((len(out) - 1).bit_length(), LARGE)] += 1
         self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _check(self, overdue_since: float) -> None:
@@ -446,10 +459,12 @@ class Lane:
         try:
             await connect(self._endpoint, link, self._timeout)
         except BelongError as ex:
+            self._stats.failed += 1
             self._failure = str(ex)
             self._failed_at = asyncio.get_running_loop().time()
             self._on_trouble()
         else:
+            self._stats.connected += 1
             if link.lost is None:
                 self._failure = None
                 link.on_loss = self._lost
@@ -460,4 +475,5 @@ class Lane:
     def _lost(self) -> None:
         self.link = None
         if not self._closed:
+            self._stats.lost += 1
             self._on_trouble()

@@ -1,4 +1,4 @@
-"""Members of a group: listed, added, removed, looked at one by one.
+"""Members of a group: listed, added, removed, replaced, looked at one by one.
 
 Owns the item-by-item answer to an add and the meaning of `profile_ids` and `custom_ids`.
 """
@@ -16,30 +16,44 @@ from service import ids
 from service.decoding import refuse
 from service.endpoint import (
     IDS_PER_TURN,
+    NO_NUL,
     Resource,
-    TenantCall,
+    Timestamp,
+    UuidText,
     endpoint,
     stepwise,
     timestamp,
 )
-from service.errors import Erasing, Invalid, NotFound
+from service.errors import Conflict, Erasing, Invalid, NotFound
+from service.filters import IncludeInactive, Whether, require_admin
 from service.paging import PageBody, Paging, Walk, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from service.admission import TenantCall
     from service.cuts import Page
     from service.store_members import Member
 
 MANY = 10_000
 """Ids of one call at most (design 3.1)."""
 
+NAMED = 100
+"""Profiles that the list of members can be narrowed to."""
+
 LONGEST_CUSTOM_ID = 255
 
 ADDED, ALREADY_ADDED, OVER_THE_LIMIT, UNKNOWN, ERASING = b"+=LUE"
 """What the store says of an id that was to be added; the last one when removing, too."""
 
-Texts = Annotated[list[str], Meta(max_length=MANY)]
+CustomIdText = Annotated[
+    str,
+    Meta(extra_json_schema={"minLength": 1, "maxLength": LONGEST_CUSTOM_ID, **NO_NUL}),
+]
+"""A custom id, looked at by itself: in a list to add, a malformed one is told, not refused."""
+
+ProfileIds = Annotated[list[UuidText], Meta(max_length=MANY)]
+CustomIds = Annotated[list[CustomIdText], Meta(max_length=MANY)]
 
 _ONE_LIST = "give either `profile_ids` or `custom_ids`, not both and not neither - at `$`"
 
@@ -53,13 +67,24 @@ class MemberIds(msgspec.Struct, forbid_unknown_fields=True):
         "application_profile_ids": "use `profile_ids`",
     }
 
-    profile_ids: Texts | UnsetType = UNSET
-    custom_ids: Texts | UnsetType = UNSET
+    SCHEMA: ClassVar[dict[str, object]] = {
+        "oneOf": [{"required": ["profile_ids"]}, {"required": ["custom_ids"]}]
+    }
+
+    profile_ids: ProfileIds | UnsetType = UNSET
+    custom_ids: CustomIds | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Require exactly one of the lists."""
         if (self.profile_ids is UNSET) == (self.custom_ids is UNSET):
             raise ValueError(_ONE_LIST)
+
+
+class ReplacingIds(MemberIds, forbid_unknown_fields=True):
+    """Profiles that are to be the members: 10,000 at most, of more it is a conflict (409)."""
+
+    profile_ids: list[UuidText] | UnsetType = UNSET
+    custom_ids: list[CustomIdText] | UnsetType = UNSET
 
 
 class ItemError(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,33 +103,79 @@ class AddedMembers(msgspec.Struct, forbid_unknown_fields=True):
     errors: list[ItemError] | UnsetType = UNSET
 
 
+class ReplacedMembers(msgspec.Struct, forbid_unknown_fields=True):
+    """What became of a group's members.
+
+    `added` and `invalid_ids` hold what was sent, each id once; `removed` holds profile ids, however
+    the others were named.
+    """
+
+    added: list[str]
+    removed: list[UuidText]
+    unchanged: int
+    invalid_ids: list[str]
+    errors: list[ItemError] | UnsetType = UNSET
+
+
+class MemberListQuery(Paging, kw_only=True):
+    """Query parameters of a list of members."""
+
+    profile_id: Annotated[
+        list[UuidText],
+        Meta(max_length=NAMED, description="Only these profiles, of those who are members."),
+    ] = msgspec.field(default_factory=list)
+    custom_id: Annotated[
+        list[str],
+        Meta(max_length=NAMED, description="The same by custom ids, without `profile_id`."),
+    ] = msgspec.field(default_factory=list)
+    include_inactive: IncludeInactive = False
+
+
 class MemberBody(msgspec.Struct, forbid_unknown_fields=True):
     """A member of a group; `id` is the profile's."""
 
-    id: str
+    id: UuidText
     nickname: str
     custom_id: str | None
-    membership_created_at: str
+    membership_created_at: Timestamp
 
 
 class Members(Resource):
     """`applications/{cid}/profile-groups/{gid}/members/`."""
 
-    @endpoint("members:read", query=Paging, reply=PageBody[MemberBody])
-    async def on_get(self, call: TenantCall, query: Paging, *, gid: str) -> bytes:
+    @endpoint("members:read", query=MemberListQuery, reply=PageBody[MemberBody])
+    async def on_get(self, call: TenantCall, query: MemberListQuery, *, gid: str) -> bytes:
         """List the members of a group.
 
-        Who stays in the group during a walk over the pages is in exactly one of them.
+        Who stays in the group during a walk over the pages is in exactly one of them. With
+        `profile_id` or `custom_id`, which may be repeated, the list holds those of these profiles
+        who are members; `count` is of them.
         """
+        require_admin(call, query.include_inactive)
         fields = chosen(query.fields, MemberBody)
-        refuse(call.request.query_string, "attributes", "ordering", "page")
+        refuse(call.request.query_string, *_NOT_HERE)
+        named = await _wanted(call, query)
+        if named == b"":
+            await call.store.groups.get_group(
+                call.environment, gid, include_inactive=query.include_inactive
+            )
+        narrowed = ""
+        if named is not None or query.include_inactive:
+            narrowed = repr((query.profile_id, query.custom_id, query.include_inactive))
 
         async def read(number: int) -> tuple[Walk, Page[Member]]:
-            walk = Walk(call, "members", target=b"%d" % number)
-            cut = walk.cut(query.cursor)
-            return walk, await call.store.members.list_members(
-                call.environment, number, cut, query.page_size
-            )
+            walk = Walk(call, "members", target=b"%d" % number, query=narrowed)
+            where = call.environment, number
+            window = walk.cut(query.cursor), query.page_size
+            if named is None:
+                reading = call.store.members.list_members(
+                    *where, *window, include_inactive=query.include_inactive
+                )
+            else:
+                reading = call.store.members.find_members(
+                    *where, named, *window, include_inactive=query.include_inactive
+                )
+            return walk, await reading
 
         walk, page = await call.store.groups.with_number(call.environment, gid, read)
 
@@ -134,15 +205,48 @@ class Members(Resource):
             gid,
             lambda number: _added(call, number, named, by_custom_id=by_custom_id),
         )
-        over = told[OVER_THE_LIMIT]
-        detail = (
-            f"The profile is in {call.application.groups_per_profile} groups, as many as it may."
-        )
         return AddedMembers(
             successfully_added=told[ADDED],
             already_added=told[ALREADY_ADDED],
-            invalid_ids=invalid + told[UNKNOWN] + over,
-            errors=[ItemError(text, detail) for text in over] or UNSET,
+            invalid_ids=invalid + told[UNKNOWN] + told[OVER_THE_LIMIT],
+            errors=_errors(call, told[OVER_THE_LIMIT]),
+        )
+
+    @endpoint(
+        "members:write", body=ReplacingIds, reply=ReplacedMembers, errors=(HTTPStatus.CONFLICT,)
+    )
+    async def on_put(self, call: TenantCall, body: ReplacingIds, *, gid: str) -> ReplacedMembers:
+        """Make the members of a group exactly these.
+
+        At most 10,000, of a group of at most 10,000 members, else it is 409 and nothing changed.
+        An empty list empties the group. Ids that are malformed or cannot be added are told, and do
+        not stop the others. It is not atomic as a whole: first who is missing is added, then who is
+        not in the list is removed; repeating is safe. Whom somebody else adds or removes meanwhile
+        may be in or out.
+        """
+        by_custom_id = body.custom_ids is not UNSET
+        sent = (body.custom_ids if by_custom_id else body.profile_ids) or []
+        if len(sent) > MANY:
+            raise Conflict(
+                f"These are {len(sent):,} ids. A group can be given up to {MANY:,} members at once;"
+                " send more to memberships/bulk/."
+            )
+        if by_custom_id:
+            # Custom ids may get profiles before the group's own scripts can refuse.
+            group = await call.store.groups.get_group(call.environment, gid)
+            await call.store.members.check_replaceable(call.environment, group.number)
+        named, invalid = await _named(call, body, adding=True)
+        told, removed = await call.store.groups.with_number(
+            call.environment,
+            gid,
+            lambda number: _replaced(call, number, named, by_custom_id=by_custom_id),
+        )
+        return ReplacedMembers(
+            added=told[ADDED],
+            removed=await stepwise(_texts, removed),
+            unchanged=len(told[ALREADY_ADDED]),
+            invalid_ids=invalid + told[UNKNOWN] + told[OVER_THE_LIMIT],
+            errors=_errors(call, told[OVER_THE_LIMIT]),
         )
 
     @endpoint("members:write", body=MemberIds, status=HTTPStatus.NO_CONTENT)
@@ -166,16 +270,19 @@ class Members(Resource):
 class OneMember(Resource):
     """`applications/{cid}/profile-groups/{gid}/members/{pid}/`."""
 
-    @endpoint("members:read", reply=MemberBody)
-    async def on_get(self, call: TenantCall, *, gid: str, pid: str) -> MemberBody:
+    @endpoint("members:read", query=Whether, reply=MemberBody)
+    async def on_get(self, call: TenantCall, query: Whether, *, gid: str, pid: str) -> MemberBody:
         """Read one membership."""
+        require_admin(call, query.include_inactive)
         profile_id = await call.profile_id(pid)
         if profile_id is None:
             raise NotFound
         member = await call.store.groups.with_number(
             call.environment,
             gid,
-            lambda number: call.store.members.get_member(call.environment, number, profile_id),
+            lambda number: call.store.members.get_member(
+                call.environment, number, profile_id, include_inactive=query.include_inactive
+            ),
         )
         if member is None:
             raise NotFound
@@ -291,6 +398,56 @@ async def _added(
     message = "A profile is being erased and made again all the time, the others are done."
     raise Erasing(message)
 
+
+async def _replaced(
+    call: TenantCall, number: int, named: dict[bytes, str], *, by_custom_id: bool
+) -> tuple[dict[int, list[str]], list[bytes]]:
+    """Replace the members, sort what was sent by what became of it, and give who was removed."""
+    outcome, removed = await call.store.members.replace_members(
+        call.environment, number, b"".join(named), recorded=by_custom_id
+    )
+    told = await _told(named, outcome)
+    if by_custom_id and told[UNKNOWN]:
+        anew, told[UNKNOWN] = await _named_by_custom_id(call, told[UNKNOWN], adding=True)
+        for letter, texts in (await _added(call, number, anew, by_custom_id=True)).items():
+            told[letter] += texts
+    return told, ids.split(removed)
+
+
+async def _wanted(call: TenantCall, query: MemberListQuery) -> bytes | None:
+    """Give the profiles, packed, that a list of members is narrowed to; None: it is not.
+
+    :raises Invalid: a profile id is malformed, or profiles are named in both ways
+    """
+    if query.profile_id and query.custom_id:
+        raise Invalid("give either `profile_id` or `custom_id` - at `$.custom_id`", "custom_id")
+    if query.profile_id:
+        packed, malformed = ids.pack(query.profile_id)
+        if malformed:
+            place = malformed[0]
+            raise _malformed("profile_id", query.profile_id[place], place, "a UUID")
+        return b"".join(dict.fromkeys(ids.split(packed)))
+    if query.custom_id:
+        resolved = await call.store.profiles.resolve_identities(
+            call.environment, "customer_id", query.custom_id, create=False
+        )
+        return b"".join(dict.fromkeys(each for each in resolved if each is not None))
+    return None
+
+
+def _errors(call: TenantCall, over: list[str]) -> list[ItemError] | UnsetType:
+    """Say why ids are invalid that are over the limit."""
+    most = call.application.groups_per_profile
+    detail = f"The profile is in {most} groups, as many as it may."
+    return [ItemError(text, detail) for text in over] or UNSET
+
+
+def _texts(packed: Sequence[bytes]) -> list[str]:
+    return [ids.text(each) for each in packed]
+
+
+_NOT_HERE = ("attributes", "membership_type", "name", "ordering", "page")
+"""What other lists take, and this one does not."""
 
 _LETTERS = b"+=LU-.E"
 _TRIES = 5

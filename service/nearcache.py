@@ -54,10 +54,11 @@ class Fill:
 class Directory:
     """What is known of one directory. `version` is None until it was read once."""
 
-    __slots__ = ("fills", "groups", "ids", "numbers", "tag", "version")
+    __slots__ = ("drops", "fills", "groups", "ids", "numbers", "tag", "version")
 
     def __init__(self, tag: bytes) -> None:
         """Know nothing."""
+        self.drops = 0
         self.tag = tag
         self.version: int | None = None
         self.groups: dict[int, Group] = {}
@@ -76,6 +77,8 @@ class Directory:
 
     def forget_all(self) -> None:
         """Drop everything, and void every fill under way."""
+        if self.groups or self.numbers:
+            self.drops += 1
         self.version = None
         self.groups.clear()
         self.numbers.clear()
@@ -133,13 +136,29 @@ class NearCache:
         """Know nothing; `listen` and `poll` keep it true."""
         self._connection = connection
         self._directories: dict[bytes, Directory] = {}
+        self.hits = 0
+        self.misses = 0
+        """Documents and numbers that were wanted: known, and not. Whoever asks counts them."""
+        self._drops = 0
+
+    @property
+    def size(self) -> int:
+        """How many documents and numbers are remembered."""
+        return sum(len(each.groups) + len(each.numbers) for each in self._directories.values())
+
+    @property
+    def drops(self) -> int:
+        """How often all that was known of a directory was dropped."""
+        return self._drops + sum(each.drops for each in self._directories.values())
 
     def directory(self, tag: bytes) -> Directory:
         """Give what is known below a directory's tag."""
         found = self._directories.get(tag)
         if found is None:
             if len(self._directories) >= DIRECTORIES:
-                self._directories.pop(next(iter(self._directories))).forget_all()
+                oldest = self._directories.pop(next(iter(self._directories)))
+                oldest.forget_all()
+                self._drops += oldest.drops
             found = self._directories[tag] = Directory(tag)
         return found
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     import falcon.asgi
 
+    from service.admission import Call, TenantCall
     from service.config import Config
-    from service.endpoint import Call, TenantCall
 
 PAGE_SIZE = 20
 PAGE_SIZE_LIMIT = 1000
@@ -38,6 +38,9 @@ PAGE_SIZE_LIMIT = 1000
 _MAC_BYTES = 16
 _HEAD = struct.Struct(">Bq")
 _HOST = re.compile(r"[A-Za-z0-9._~:\[\]-]{1,255}")
+_ADDRESS = re.compile(
+    r"\[([0-9A-Fa-f:.]{2,45})\](?::\d{1,5})?|([0-9.]{7,15})(?::\d{1,5})?|([0-9A-Fa-f:.]{2,45})"
+)
 
 Row = TypeVar("Row")
 
@@ -174,6 +177,24 @@ def origin(request: falcon.asgi.Request, config: Config) -> str:
         message = "The Host header is not a host, or the scheme is neither http nor https."
         raise Invalid(message)
     return f"{scheme}://{host}"
+
+
+def client_address(request: falcon.asgi.Request, config: Config) -> str:
+    """Give the address that a request came from: the peer's, or what trusted proxies say.
+
+    Of `X-Forwarded-For` the last address counts that is not a trusted proxy's itself, or, where
+    anybody is trusted (`*`), the last one: what stands before it anybody can write.
+    """
+    address, proxies = request.remote_addr, config.trusted_proxies
+    if proxies and _is_trusted(address, proxies):
+        for said in reversed((request.get_header("x-forwarded-for") or "").split(",")):
+            match = _ADDRESS.fullmatch(said.strip())
+            if match is None:
+                break
+            address = next(filter(None, match.groups()))
+            if "*" in proxies or not _is_trusted(address, proxies):
+                break
+    return address
 
 
 def _nearest(header: str | None) -> str | None:

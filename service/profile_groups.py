@@ -1,33 +1,38 @@
 """Profile groups: the directory of an application, as the Profile Groups API shows it.
 
-Owns the shape of a group on the wire, what may be written into one, and the filters of the list.
-Members of a group are in `members`.
+Owns the shape of a group on the wire, and what may be written into one. What narrows a list of
+them is in `filters`, members of a group are in `members`.
 """
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
-from service.decoding import plain, raw_values
-from service.endpoint import Resource, TenantCall, endpoint, stepwise, timestamp
-from service.errors import Forbidden, Invalid, NotFound
-from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
-from service.paging import PAGE_SIZE_LIMIT, PageBody, Paging, Walk, chosen
+from service.endpoint import NO_NUL, Resource, Timestamp, UuidText, endpoint, stepwise, timestamp
+from service.errors import Invalid, NotFound
+from service.filters import GroupListQuery, Whether, group_query, require_admin
+from service.groups import Attribute, GroupChanges, NewGroup
+from service.paging import PAGE_SIZE_LIMIT, PageBody, Walk, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from service.admission import TenantCall
     from service.cuts import Cut
-    from service.groups import Group
+    from service.groups import Group, GroupQuery
 
-Name = Annotated[str, Meta(min_length=1, max_length=255)]
-Description = Annotated[str, Meta(max_length=2000)]
-CustomId = Annotated[str, Meta(min_length=1, max_length=255)]
+Name = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema=NO_NUL)]
+Description = Annotated[str, Meta(max_length=2000, extra_json_schema=NO_NUL)]
+CustomId = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema=NO_NUL)]
+MembershipType = Annotated[str, Meta(extra_json_schema={"enum": ["static"]})]
+RuleTree = Annotated[
+    Any, Meta(description="Of a dynamic group.", extra_json_schema={"type": "null"})
+]
 
 NO_DYNAMIC = "dynamic groups are not offered by this version, only `static` ones"
 
@@ -35,8 +40,8 @@ NO_DYNAMIC = "dynamic groups are not offered by this version, only `static` ones
 class GroupAttribute(msgspec.Struct, forbid_unknown_fields=True):
     """One attribute of a group. Keys may repeat."""
 
-    key: Annotated[str, Meta(min_length=1, max_length=255)]
-    value: Annotated[str, Meta(max_length=1024)]
+    key: Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema=NO_NUL)]
+    value: Annotated[str, Meta(max_length=1024, extra_json_schema=NO_NUL)]
 
     def __post_init__(self) -> None:
         """Refuse NUL; msgspec says where."""
@@ -50,15 +55,15 @@ Attributes = Annotated[list[GroupAttribute], Meta(max_length=100)]
 class GroupBody(msgspec.Struct, forbid_unknown_fields=True):
     """A group as it is answered. `profile_count` is exact."""
 
-    id: str
+    id: UuidText
     name: str
     is_active: bool
     description: str | None
     profile_count: int
     custom_id: str | None
-    created_at: str
+    created_at: Timestamp
     attributes: list[GroupAttribute]
-    membership_type: str
+    membership_type: MembershipType
 
 
 class NewGroupBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -69,8 +74,8 @@ class NewGroupBody(msgspec.Struct, forbid_unknown_fields=True):
     description: Description | None = None
     attributes: Attributes = []
     custom_id: CustomId | None = None
-    membership_type: str = "static"
-    rule_tree: Any = None
+    membership_type: MembershipType = "static"
+    rule_tree: RuleTree = None
 
     def __post_init__(self) -> None:
         """Refuse what no annotation can say."""
@@ -85,8 +90,8 @@ class GroupChangesBody(msgspec.Struct, forbid_unknown_fields=True):
     description: Description | UnsetType | None = UNSET
     attributes: Attributes | UnsetType = UNSET
     custom_id: CustomId | UnsetType | None = UNSET
-    membership_type: str | UnsetType = UNSET
-    rule_tree: Any = None
+    membership_type: MembershipType | UnsetType = UNSET
+    rule_tree: RuleTree = None
 
     def __post_init__(self) -> None:
         """Refuse what no annotation can say."""
@@ -110,37 +115,6 @@ class GroupReplacementBody(GroupChangesBody, forbid_unknown_fields=True, kw_only
     name: Name
 
 
-class Whether(msgspec.Struct):
-    """Query parameters of one group."""
-
-    include_inactive: Annotated[
-        bool, Meta(description="Inactive groups too; needs the scope admin.")
-    ] = False
-
-
-class GroupListQuery(Paging, kw_only=True):
-    """Query parameters of the list of groups."""
-
-    attributes: Annotated[
-        list[str],
-        Meta(
-            max_length=100,
-            description="`key:value`, or `key` for presence; all that are given must match.",
-        ),
-    ] = msgspec.field(default_factory=list)
-    custom_id: str | None = None
-    name: str | None = None
-    membership_type: Literal["static", "dynamic"] | None = None
-    ordering: Literal["created_at", "-created_at"] = "created_at"
-    page: Annotated[
-        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
-        Meta(description="Number of a page, from 1 on, without `cursor`."),
-    ] = None
-    include_inactive: Annotated[
-        bool, Meta(description="Inactive groups too; needs the scope admin.")
-    ] = False
-
-
 class Groups(Resource):
     """`applications/{cid}/profile-groups/`."""
 
@@ -150,22 +124,10 @@ class Groups(Resource):
 
         In the order of creation; filters narrow it, all of them together.
         """
-        _require_admin(call, query.include_inactive)
+        wanted = group_query(call, query)
         fields = chosen(query.fields, GroupBody)
-        wanted = GroupQuery(
-            attributes=tuple(map(_filter, raw_values(call.request.query_string, "attributes"))),
-            name=query.name,
-            custom_id=query.custom_id,
-            membership_type=query.membership_type,
-            descending=query.ordering == "-created_at",
-            include_inactive=query.include_inactive,
-        )
         walk = Walk(call, "groups", query=repr(wanted))
-        cut = walk.cut(query.cursor)
-        if query.page is not None:
-            if cut is not None:
-                raise Invalid("give either `page` or `cursor`, not both - at `$.page`", "page")
-            cut = await _skipped(call, wanted, (query.page - 1) * query.page_size)
+        cut = await _skipped(call, wanted, query.skipped) or walk.cut(query.cursor)
         page = await call.store.groups.list_groups(call.environment, wanted, cut, query.page_size)
         counts: Sequence[int] = [0] * len(page.rows)
         if fields is None or "profile_count" in fields:
@@ -180,7 +142,13 @@ class Groups(Resource):
 
         return walk.body(page, await stepwise(make, list(zip(page.rows, counts, strict=True))))
 
-    @endpoint("groups:write", body=NewGroupBody, reply=GroupBody, status=HTTPStatus.CREATED)
+    @endpoint(
+        "groups:write",
+        body=NewGroupBody,
+        reply=GroupBody,
+        status=HTTPStatus.CREATED,
+        errors=(HTTPStatus.CONFLICT,),
+    )
     async def on_post(self, call: TenantCall, body: NewGroupBody) -> GroupBody:
         """Create a group."""
         return await _create(call, body, group_id=None, custom_id=body.custom_id)
@@ -192,13 +160,19 @@ class OneGroup(Resource):
     @endpoint("groups:read", query=Whether, reply=GroupBody)
     async def on_get(self, call: TenantCall, query: Whether, *, gid: str) -> GroupBody:
         """Read a group by its id or custom id."""
-        _require_admin(call, query.include_inactive)
+        require_admin(call, query.include_inactive)
         group = await call.store.groups.get_group(
             call.environment, gid, include_inactive=query.include_inactive
         )
         return await _counted(call, group)
 
-    @endpoint("groups:write", body=NewGroupBody, reply=GroupBody, status=HTTPStatus.CREATED)
+    @endpoint(
+        "groups:write",
+        body=NewGroupBody,
+        reply=GroupBody,
+        status=HTTPStatus.CREATED,
+        errors=(HTTPStatus.CONFLICT,),
+    )
     async def on_post(self, call: TenantCall, body: NewGroupBody, *, gid: str) -> GroupBody:
         """Create a group under an id of your own.
 
@@ -214,14 +188,26 @@ class OneGroup(Resource):
             raise Invalid(message, "custom_id")
         return await _create(call, body, group_id=None, custom_id=gid)
 
-    @endpoint("groups:write", body=GroupReplacementBody, query=Whether, reply=GroupBody)
+    @endpoint(
+        "groups:write",
+        body=GroupReplacementBody,
+        query=Whether,
+        reply=GroupBody,
+        errors=(HTTPStatus.CONFLICT,),
+    )
     async def on_put(
         self, call: TenantCall, body: GroupReplacementBody, query: Whether, *, gid: str
     ) -> GroupBody:
         """Change a group, naming it again."""
         return await _change(call, body, query, gid)
 
-    @endpoint("groups:write", body=GroupChangesBody, query=Whether, reply=GroupBody)
+    @endpoint(
+        "groups:write",
+        body=GroupChangesBody,
+        query=Whether,
+        reply=GroupBody,
+        errors=(HTTPStatus.CONFLICT,),
+    )
     async def on_patch(
         self, call: TenantCall, body: GroupChangesBody, query: Whether, *, gid: str
     ) -> GroupBody:
@@ -234,7 +220,7 @@ class OneGroup(Resource):
     @endpoint("groups:write", query=Whether, status=HTTPStatus.NO_CONTENT)
     async def on_delete(self, call: TenantCall, query: Whether, *, gid: str) -> None:
         """Delete a group with all its memberships."""
-        _require_admin(call, query.include_inactive)
+        require_admin(call, query.include_inactive)
         await call.store.groups.delete_group(
             call.environment, gid, include_inactive=query.include_inactive
         )
@@ -255,7 +241,7 @@ async def _create(
 
 
 async def _change(call: TenantCall, body: GroupChangesBody, query: Whether, gid: str) -> GroupBody:
-    _require_admin(call, query.include_inactive)
+    require_admin(call, query.include_inactive)
     group = await call.store.groups.update_group(
         call.environment, gid, body.changes(), include_inactive=query.include_inactive
     )
@@ -314,21 +300,3 @@ def _check_texts(body: NewGroupBody | GroupChangesBody) -> None:
         raise ValueError(f"{NO_DYNAMIC} - at `$.membership_type`")
     if body.rule_tree is not None:
         raise ValueError(f"{NO_DYNAMIC} - at `$.rule_tree`")
-
-
-def _require_admin(call: TenantCall, include_inactive: bool) -> None:
-    if include_inactive and not call.is_admin:
-        raise Forbidden("include_inactive needs the scope admin, which the token does not have.")
-
-
-def _filter(raw: str) -> tuple[str, str | None]:
-    """Read one `attributes=` as the client wrote it: `key:value`, or `key` alone.
-
-    The first colon that is not percent-encoded parts it, so that a client which encodes both sides
-    can have colons in a key; where the client encoded every colon, the first one does.
-    """
-    key, colon, value = raw.partition(":")
-    if colon:
-        return plain(key), plain(value)
-    key, colon, value = plain(raw).partition(":")
-    return key, value if colon else None

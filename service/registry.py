@@ -15,7 +15,7 @@ import logging
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
@@ -23,13 +23,16 @@ from service import keys, scripts
 from service.environment import (
     Application,
     ApplicationDocument,
-    Environment,
     EnvironmentDocument,
+    Settings,
     as_application,
 )
 from service.errors import Conflict, Invalid, NotFound, Stale, Unavailable, Unusable
+from service.store_environments import EnvironmentStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from service.connection import Connection
 
 SCOPES = (
@@ -56,7 +59,6 @@ TOKEN_SECONDS = 28_800
 DELETED_SECONDS = TOKEN_SECONDS + PUBLISH_SECONDS
 """How long the client id of a deleted application is given to no other: tokens name it."""
 PARTITIONS_MAX = 64
-GROUPS_PER_PROFILE_MAX = 10_000
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ class Registry:
     def __init__(self, connection: Connection) -> None:
         """Take the open connection; nothing is read yet."""
         self._connection = connection
+        self._environments = EnvironmentStore(connection)
         self._copy: _Copy | None = None
         self._confirmed_at = 0.0
         self._asked_at = 0.0
@@ -171,7 +174,7 @@ class Registry:
         if not 1 <= partitions <= PARTITIONS_MAX:
             message = f"partitions must be 1 to {PARTITIONS_MAX}"
             raise Invalid(message, "partitions")
-        _check_profiles(profiles)
+        _check("profiles", profiles)
         copy = await self._load()
         if client_id in copy.applications:
             message = f"application {client_id} already exists"
@@ -224,34 +227,33 @@ class Registry:
                 raise Conflict(message) from None
         return (await self._load()).applications[client_id]
 
-    async def update_application(
-        self,
-        client_id: str,
-        *,
-        name: str | msgspec.UnsetType = msgspec.UNSET,
-        profiles: str | msgspec.UnsetType = msgspec.UNSET,
-        groups_per_profile: int | msgspec.UnsetType = msgspec.UNSET,
+    async def update_application(self, client_id: str, **settings: Unpack[Settings]) -> Application:
+        """Change settings of an application; those not given stay. Unknown: NotFound.
+
+        A value that cannot be is Invalid, which names the setting.
+        """
+        for name, value in settings.items():
+            _check(name, value)
+        return await self.change_application(client_id, lambda _: dict(settings))
+
+    async def change_application(
+        self, client_id: str, change: Callable[[dict[str, Any]], dict[str, object]]
     ) -> Application:
-        """Change settings of an application; those not given stay. Unknown: NotFound."""
-        changes: dict[str, object] = {}
-        if isinstance(name, str):
-            changes["name"] = name
-        if isinstance(profiles, str):
-            _check_profiles(profiles)
-            changes["profiles"] = profiles
-        if isinstance(groups_per_profile, int):
-            if not 1 <= groups_per_profile <= GROUPS_PER_PROFILE_MAX:
-                message = f"groups_per_profile must be 1 to {GROUPS_PER_PROFILE_MAX:,}"
-                raise Invalid(message, "groups_per_profile")
-            changes["groups_per_profile"] = groups_per_profile
+        """Change members of an application's document; `change` makes them from it as it stands.
+
+        It is called again where somebody else was faster, and what it raises ends this. Members
+        that it does not give stay, those of other versions too. Unknown: NotFound.
+        """
         while True:
             copy = await self._load()
             found = copy.applications.get(client_id)
             if found is None:
                 message = f"no application {client_id}"
                 raise NotFound(message)
+            number = str(found.number)
+            changes = change(msgspec.json.decode(copy.raw["applications", number]))
             try:
-                await self._change(copy, "applications", str(found.number), changes)
+                await self._change(copy, "applications", number, changes)
             except Stale:
                 continue
             return (await self._load()).applications[client_id]
@@ -296,7 +298,7 @@ class Registry:
             await self._load()
             raise Conflict(message)
         for environment in found.environments.values():
-            await self._clear(environment)
+            await self._environments.clear(environment)
         await self._forget_in_credentials(found.client_id)
         await self._connection.call(
             scripts.load("delete_application"),
@@ -326,42 +328,9 @@ class Registry:
 
     async def _is_empty(self, application: Application) -> bool:
         for environment in application.environments.values():
-            if not await self._is_empty_environment(environment):
+            if not await self._environments.is_empty(environment):
                 return False
         return True
-
-    async def _is_empty_environment(self, environment: Environment) -> bool:
-        for kind in ("groups", "inactive", "deleting"):
-            index = keys.key(environment.directory, kind)
-            if await self._connection.command(index, "ZCARD", index):
-                return False
-        for tag in environment.partitions:
-            [held] = await self._connection.call(
-                scripts.load("count_members"), [keys.key(tag, "count"), keys.none(tag)], [0]
-            )
-            if held:
-                return False
-            for kind, count in (("reserved", "ZCARD"), ("erasing", "SCARD")):
-                index = keys.key(tag, kind)
-                if await self._connection.command(index, count, index):
-                    return False
-        return True
-
-    async def _clear(self, environment: Environment) -> None:
-        """Remove what an environment keeps without groups and profiles: counters and states."""
-        for kind in ("numbers", "version"):
-            key = keys.key(environment.directory, kind)
-            await self._connection.command(key, "DEL", key)
-        for tag in environment.partitions:
-            cursor = b"0"
-            while True:
-                cursor, _ = await self._connection.call(
-                    scripts.load("purge_states"),
-                    [keys.key(tag, "state"), keys.none(tag)],
-                    [cursor, 2**62],
-                )
-                if cursor == b"0":
-                    break
 
     async def create_credential(
         self, applications: list[str], scopes: list[str]
@@ -580,10 +549,13 @@ _CREDENTIAL = msgspec.json.Decoder(Credential)
 _SIGNING_KEY = msgspec.json.Decoder(SigningKey)
 
 
-def _check_profiles(profiles: str) -> None:
-    if profiles not in {"open", "registered"}:
-        message = "profiles must be open or registered"
-        raise Invalid(message, "profiles")
+def _check(name: str, value: object) -> None:
+    """Hold a setting against its type in `Settings`."""
+    try:
+        msgspec.convert({name: value}, Settings)
+    except msgspec.ValidationError as error:
+        message = f"{name}: {str(error).partition(' - at ')[0]}"
+        raise Invalid(message, name) from None
 
 
 def _key(kind: str) -> bytes:

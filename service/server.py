@@ -22,10 +22,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import uvloop
 
-from service import auth, config, worker
+from service import auth, config, signing, worker
 from service.api_process import BACKLOG, GRACEFUL_SECONDS, ORPHAN_SECONDS, Gunicorn
+from service.counters import Counters, Directory
 from service.embedded import EmbeddedServer
 from service.errors import BelongError, Conflict, Unavailable, Unusable
 from service.groups import NewGroup
@@ -41,6 +43,7 @@ log = logging.getLogger("belong")
 
 _TURN_SECONDS = 0.1
 _READY_SECONDS = 0.3
+_FOLD_SECONDS = 1.0
 _WORKER_STOP_SECONDS = 10.0
 _STORE_PATIENCE_SECONDS = 3.0
 # What ran for this long before it ended begins anew to count its failures.
@@ -63,13 +66,16 @@ def serve(settings: Config, *, demo: bool = False) -> None:
     _Supervisor(settings, demo=demo).run()
 
 
-def work(url: str, parent: int | None = None) -> None:
-    """Run the background worker until SIGINT or SIGTERM, or until the parent is gone."""
+def work(url: str, parent: int | None = None, metrics: Path | None = None) -> None:
+    """Run the background worker until SIGINT or SIGTERM, or until the parent is gone.
+
+    What it counts it writes down in the directory `metrics`.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_work(url, parent))
+        runner.run(_work(url, parent, metrics))
 
 
-async def _work(url: str, parent: int | None) -> None:
+async def _work(url: str, parent: int | None, metrics: Path | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -84,7 +90,7 @@ async def _work(url: str, parent: int | None) -> None:
 
     if parent is not None:
         look()
-    await worker.run(url, stop)
+    await worker.run(url, stop, Counters("worker", metrics))
 
 
 # --- the supervisor
@@ -162,10 +168,17 @@ class _Supervisor:
         ]
 
     def run(self) -> None:
-        with _listen(self._settings) as self._listener, self._handlers():
+        with (
+            _listen(self._settings) as self._listener,
+            self._handlers(),
+            _metrics_directory() as self._metrics,
+        ):
             self._base = _base_url(self._listener)
             try:
                 if self._start_store():
+                    # Its file is beside the data; the children get it with the settings.
+                    key = signing.secret_key(self._settings, make=True)
+                    self._settings = msgspec.structs.replace(self._settings, secret_key=key)
                     welcome = asyncio.run(self._prepare())
                     self._tend(welcome)
             finally:
@@ -197,10 +210,14 @@ class _Supervisor:
 
     def _tend(self, welcome: str) -> None:
         ready = False
+        folded = time.monotonic()
         while not self._signals:
             self._tend_store()
             for child in self._children:
                 child.tend()
+            if time.monotonic() > folded + _FOLD_SECONDS:
+                self._metrics.fold()
+                folded = time.monotonic()
             if not ready and (ready := _answers(self._base)):
                 log.info("ready: %s", self._base)
                 sys.stdout.write(welcome)
@@ -229,7 +246,7 @@ class _Supervisor:
         return subprocess.Popen(  # noqa: S603 - ourselves
             [
                 *(sys.executable, "-P", "-c", "from service import server; server.child()"),
-                *(program, str(os.getpid()), *map(str, descriptors)),
+                *(program, str(os.getpid()), str(self._metrics.path), *map(str, descriptors)),
             ],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -279,6 +296,14 @@ def _listen(settings: Config) -> socket.socket:
         # create_server adds the address, in words of its own.
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise Unusable(f"Cannot listen on {settings.bind}: {reason}. Use another --bind.") from None
+
+
+def _metrics_directory() -> Directory:
+    """Make the directory in which the processes put together what they count."""
+    try:
+        return Directory(config.scratch_directories())
+    except OSError as error:
+        raise Unusable(f"There is no place for temporary files: {error}.") from None
 
 
 def _base_url(listener: socket.socket) -> str:
@@ -347,18 +372,21 @@ Put alice and bob into the group, ask who is in it, ask whether alice is:
 
 
 def child() -> None:
-    """Be one of the supervisor's children: `api <parent> <descriptor>` or `worker <parent>`."""
-    program, parent, *descriptors = sys.argv[1:]
+    """Be one of the supervisor's children.
+
+    `api <parent> <directory of metrics> <descriptor>` or `worker <parent> <directory of metrics>`.
+    """
+    program, parent, metrics, *descriptors = sys.argv[1:]
     settings = config.load()
     configure_logging(settings.log_level)
     # Where the kernel can tell us that the parent died, it does; everywhere we look for ourselves.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
     if program == "api":
-        Gunicorn(settings, int(parent), int(descriptors[0])).run()
+        Gunicorn(settings, int(parent), Path(metrics), int(descriptors[0])).run()
         return
     assert settings.redis_url is not None  # noqa: S101 - the supervisor says it
     try:
-        work(settings.redis_url, int(parent))
+        work(settings.redis_url, int(parent), Path(metrics))
     except BelongError as error:
         sys.exit(f"belong: {error}")

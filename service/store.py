@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from service import keys
+from service import counters, keys
 from service.connection import Connection
 from service.nearcache import NearCache
 from service.registry import Registry
+from service.store_bulk import BulkStore
 from service.store_groups import GroupStore
+from service.store_limits import LimitStore
+from service.store_lookups import LookupStore
 from service.store_members import MemberStore
 from service.store_profiles import ProfileStore
+from service.store_records import RecordStore
+from service.store_totals import TotalStore
+from service.store_transfer import TransferStore
 from service.store_upkeep import GroupUpkeep
+
+if TYPE_CHECKING:
+    from service.counters import Snapshot
 
 
 class Store:
@@ -29,9 +38,15 @@ class Store:
         self.cache = NearCache(connection)
         self.registry = Registry(connection)
         self.groups = GroupStore(connection, self.cache)
-        self.members = MemberStore(connection, self.groups)
+        self.bulk = BulkStore(connection)
+        self.members = MemberStore(connection)
+        self.lookups = LookupStore(connection, self.groups, self.members)
         self.upkeep = GroupUpkeep(connection, self.groups)
         self.profiles = ProfileStore(connection)
+        self.records = RecordStore(connection, self.profiles)
+        self.limits = LimitStore(connection)
+        self.totals = TotalStore(connection)
+        self.transfer = TransferStore(connection, self.groups, self.profiles)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -59,6 +74,23 @@ class Store:
         """Return if the store answers and knows its data; else raise Unavailable."""
         format_key = keys.key(keys.REGISTRY, "format")
         await self.connection.command(format_key, "GET", format_key)
+
+    def tell(self, to: Snapshot) -> None:
+        """Write what this process has counted of it into a snapshot (a source of `Counters`)."""
+        stats = self.connection.stats
+        to.counters |= {
+            "belong_store_commands_total": stats.commands,
+            "belong_store_connects_total": stats.connected,
+            "belong_store_connects_failed_total": stats.failed,
+            "belong_store_connections_lost_total": stats.lost,
+            "belong_nearcache_drops_total": self.cache.drops,
+            counters.key("belong_nearcache_lookups_total", ["hit"]): self.cache.hits,
+            counters.key("belong_nearcache_lookups_total", ["miss"]): self.cache.misses,
+        }
+        for code, refused in stats.refusals.items():
+            to.counters[counters.key("belong_store_refusals_total", [code])] = refused
+        to.histograms["belong_store_pipeline_commands"] = [*stats.sizes, stats.commands]
+        to.gauges["belong_nearcache_entries"] = self.cache.size
 
     async def close(self) -> None:
         """Stop following, and close the connection."""

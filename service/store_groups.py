@@ -33,7 +33,7 @@ from service.groups import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from service.connection import Connection
     from service.cuts import Cut
@@ -48,6 +48,8 @@ SCAN = 200
 """Index entries that one step of a list looks at, in all indexes together: 1 ms."""
 ROWS = 150
 """Groups that one step of a list reads, or that are read by number: 1.5 ms."""
+READERS = 32
+"""Groups whose numbers are asked for at the same time."""
 TRIES = 50
 """How often a change is made again after losing against others."""
 
@@ -60,11 +62,14 @@ class GroupStore:
         self._connection = connection
         self._cache = cache
 
-    async def create_group(self, env: Environment, new: NewGroup) -> Group:
+    async def create_group(
+        self, env: Environment, new: NewGroup, *, number: int | None = None
+    ) -> Group:
         """Create a group. An id or custom id in use is a Conflict, and nothing changed.
 
         Three round trips: reserve a number, ask the partitions whether it is free (a failover may
-        have lost writes of the directory), create. One more where it is created inactive.
+        have lost writes of the directory), create. One more where it is created inactive. Whoever
+        creates many reserves their numbers together, and gives a `number` that was found free.
         """
         document = GroupDocument(
             id=new.id or ids.text(ids.new()),
@@ -72,13 +77,14 @@ class GroupStore:
             is_active=new.is_active,
             description=new.description,
             custom_id=new.custom_id,
-            created_at_us=_now_us(),
+            created_at_us=_now_us() if new.created_at_us is None else new.created_at_us,
             attributes=new.attributes,
             membership_type=new.membership_type,
         )
         tag = env.directory
         while True:
-            number = await self._reserve_number(env)
+            if number is None:
+                number = await self._reserve_number(env)
             indexes = sorted(group_indexes(tag, document))
             try:
                 version = await self._connection.call(
@@ -105,6 +111,7 @@ class GroupStore:
             except Conflict as ex:
                 if str(ex) != "number":
                     raise _taken(ex, document) from None
+                number = None
         fault("create_group.created")
         group = as_group(document, number, int(version))
         if not group.is_active:
@@ -173,8 +180,40 @@ class GroupStore:
         if parsed is not None:
             number = self._cache.directory(env.directory).numbers.get(parsed)
             if number is not None:
+                self._cache.hits += 1
                 return number
+            self._cache.misses += 1
         return (await self.get_group(env, gid, include_inactive=True)).number
+
+    async def numbers_of(self, env: Environment, gids: Iterable[str]) -> dict[str, int | None]:
+        """Give the number of each group, as `number_of` does; None where none is.
+
+        Those that are not near-cached are asked for side by side.
+        """
+        numbers: dict[str, int | None] = {}
+
+        async def read(gid: str) -> None:
+            try:
+                numbers[gid] = await self.number_of(env, gid)
+            except NotFound:
+                numbers[gid] = None
+
+        await _side_by_side(read, gids)
+        return numbers
+
+    async def renumbered(
+        self, env: Environment, numbers: Mapping[str, int | None], gids: Iterable[str]
+    ) -> set[str]:
+        """Give those groups that are said to be gone, but have another number: see `renumber`."""
+        moved: set[str] = set()
+
+        async def confirm(gid: str) -> None:
+            number = numbers[gid]
+            if number is not None and await self.renumber(env, gid, number) is not None:
+                moved.add(gid)
+
+        await _side_by_side(confirm, gids)
+        return moved
 
     async def renumber(self, env: Environment, gid: str, number: int) -> int | None:
         """Give the number of a group that is said to be gone under this one, if it has another.
@@ -364,6 +403,9 @@ class GroupStore:
                 missing.append(number)
             else:
                 found[number] = group
+        if cached:
+            self._cache.hits += len(found)
+            self._cache.misses += len(missing)
         for start in range(0, len(missing), ROWS):
             wanted = missing[start : start + ROWS]
             with directory.filling() as fill:
@@ -514,6 +556,23 @@ def _id16(text: str) -> bytes:
 
 def _now_us() -> int:
     return time.time_ns() // 1000
+
+
+async def _side_by_side(use: Callable[[str], Awaitable[None]], gids: Iterable[str]) -> None:
+    """Do something with each of many groups, READERS at the same time."""
+    waiting = iter(gids)
+    done = 0
+
+    async def work() -> None:
+        nonlocal done
+        for gid in waiting:
+            await use(gid)
+            done += 1
+            if done % READERS == 0:
+                # With a warm cache nothing waits, and the first takes them all.
+                await asyncio.sleep(0)
+
+    await all_done(*(work() for _ in range(READERS)))
 
 
 async def _no() -> bool:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left, bisect_right
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from service import ids, keys, scripts
-from service.cuts import Around, member_page, number_bound, number_page
-from service.errors import NotFound, Unavailable
-from service.groups import Group
+from service.cuts import Around, member_page
+from service.errors import Conflict, NotFound, Unavailable
+from service.faults import fault
 from service.store_groups import all_done
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from service.connection import Connection
     from service.cuts import Cut, Page
     from service.environment import Environment
-    from service.store_groups import GroupStore
 
     Row = tuple[bytes, bytes, bytes | None, bytes | None]
 
@@ -40,6 +40,10 @@ PAIRS = 350
 """Pairs that one script checks: 1.5 ms, for each profile is somewhere else in memory."""
 COUNTS = 1_000
 """Groups whose members one script counts: 1 ms."""
+LISTED = 500
+"""Ids of members that one script lists: 0.5 ms."""
+REPLACED = 10_000
+"""Members of a group that can be replaced at once (design 3.1)."""
 TURN = 500
 """Ids that the event loop prepares between two awaits."""
 ADDED, ALREADY, OVER_LIMIT, UNKNOWN, BEING_ERASED, REMOVED, NO_MEMBER = b"+=LUE-."
@@ -55,24 +59,15 @@ class Member(msgspec.Struct, frozen=True):
     joined_at_us: int
 
 
-class ProfileGroup(msgspec.Struct, frozen=True):
-    """One group of a profile. `members` is exact; None where it was not asked for."""
-
-    group: Group
-    joined_at_us: int
-    members: int | None
-
-
 class MemberStore:
     """Memberships of an environment. Every method may raise Unavailable.
 
     Where a group number is taken, an inactive or deleted group raises NotFound.
     """
 
-    def __init__(self, connection: Connection, groups: GroupStore) -> None:
-        """Take the open connection, and the store that knows the groups' documents."""
+    def __init__(self, connection: Connection) -> None:
+        """Take the open connection."""
         self._connection = connection
-        self._groups = groups
 
     async def add_members(
         self,
@@ -101,6 +96,97 @@ class MemberStore:
         REMOVED, NO_MEMBER, BEING_ERASED. Atomic for each id, not for all; repeatable.
         """
         return await self._write(env, "remove_members", number, packed, ())
+
+    async def replace_members(
+        self,
+        env: Environment,
+        number: int,
+        packed: bytes,
+        *,
+        recorded: bool = False,
+        now_us: int | None = None,
+    ) -> tuple[bytes, bytes]:
+        """Make the members of a group exactly these. Returns outcomes, and who was removed.
+
+        One outcome per id, in the order given, as of `add_members`: ALREADY stayed. Then the packed
+        ids of those removed. A group of more than 10,000 members: Conflict, and nothing changed.
+
+        Atomic for each profile, not for all: the members are read, who is missing is added, then
+        who is not wanted is removed. So a failure leaves nobody out who was to stay; repeating is
+        safe, and goes on from there. Who is added or removed by others meanwhile may be in or out
+        at the end; of two replacements at once those whom both want are in, those whom neither
+        wants are not. Who is being erased is left to that. Costs reading 500 members in a round
+        trip, and adding and removing of the difference alone.
+        """
+        held, erasing = await self._member_ids(env, number)
+        outcome = dict.fromkeys(erasing, BEING_ERASED)
+        wanted: set[bytes] = set()
+        for start in range(0, len(packed), 16 * TURN):
+            wanted.update(ids.split(packed[start : start + 16 * TURN]))
+            await asyncio.sleep(0)
+        missing = list(wanted - held)
+        letters = await self.add_members(
+            env, number, b"".join(missing), recorded=recorded, now_us=now_us
+        )
+        outcome.update(zip(missing, letters, strict=True))
+        added = letters.count(ADDED)
+        fault("replace_members.added")
+        leaving = list(held - wanted - erasing)
+        try:
+            letters = await self.remove_members(env, number, b"".join(leaving))
+        except (NotFound, Unavailable) as ex:
+            if not added:
+                raise
+            message = f"{ex} Before that {added:,} ids were added; repeating is safe."
+            raise type(ex)(message) from ex
+        outcomes = bytearray()
+        for start in range(0, len(packed), 16 * TURN):
+            part = ids.split(packed[start : start + 16 * TURN])
+            outcomes += bytes([outcome.get(each, ALREADY) for each in part])
+            await asyncio.sleep(0)
+        removed = [each for each, letter in zip(leaving, letters, strict=True) if letter == REMOVED]
+        return bytes(outcomes), b"".join(removed)
+
+    async def check_replaceable(self, env: Environment, number: int) -> None:
+        """Raise Conflict where a group has more members than `replace_members` takes."""
+        [count] = await self.count_members(env, [number])
+        if count > REPLACED:
+            raise _too_many(count)
+
+    async def _member_ids(self, env: Environment, number: int) -> tuple[set[bytes], set[bytes]]:
+        """Read who is in a group of at most 10,000, and who of them is being erased."""
+        script = scripts.load("list_member_ids")
+        held: set[bytes] = set()
+        erasing: set[bytes] = set()
+
+        async def read(tag: bytes, bound: bytes) -> tuple[int, bytes]:
+            declared = [
+                keys.key(tag, "state"),
+                keys.key(tag, "count"),
+                keys.key(tag, "shape"),
+                keys.key(tag, "erasing"),
+                keys.none(tag),
+            ]
+            count, left, part, going = await self._connection.call(
+                script, declared, [number, bound, LISTED], bulk=bool(bound)
+            )
+            held.update(ids.split(env.mixer.unmix(part)))
+            erasing.update(ids.split(env.mixer.unmix(going)))
+            return count, left
+
+        async def go_on(tag: bytes, bound: bytes) -> None:
+            while bound:
+                if len(held) > REPLACED:
+                    raise _too_many(len(held))
+                _, bound = await read(tag, bound)
+
+        first = await all_done(*(read(tag, b"") for tag in env.partitions))
+        count = sum(each for each, _ in first)
+        if count > REPLACED:
+            raise _too_many(count)
+        parts = zip(env.partitions, first, strict=True)
+        await all_done(*(go_on(tag, left) for tag, (_, left) in parts if left))
+        return held, erasing
 
     async def _write(
         self, env: Environment, name: str, number: int, packed: bytes, tail: tuple[int, ...]
@@ -192,18 +278,74 @@ class MemberStore:
         )
         return bytes(letters)
 
-    async def get_member(self, env: Environment, number: int, id16: bytes) -> Member | None:
+    async def get_members(
+        self, env: Environment, number: int, packed: bytes, *, include_inactive: bool = False
+    ) -> list[Member | None]:
+        """Give the memberships of up to 100 profiles, in the order given; None: it is no member.
+
+        One of them is being erased: Erasing. One round trip, partitions side by side.
+        """
+        found: dict[bytes, Member | None] = {}
+        within: dict[bytes, dict[bytes, bytes]] = {}
+        for id16 in ids.split(packed):
+            mixed = env.mixer.mix(id16)
+            within.setdefault(env.home(mixed), {})[id16] = mixed
+
+        async def get(tag: bytes, wanted: dict[bytes, bytes]) -> None:
+            flat = await self._connection.call(
+                scripts.load("get_members"),
+                [keys.key(tag, "state"), keys.key(tag, "erasing"), keys.none(tag)],
+                [number, int(include_inactive), b"".join(wanted.values())],
+            )
+            for id16, joined_at, nickname, custom_id in zip(
+                wanted, flat[::3], flat[1::3], flat[2::3], strict=True
+            ):
+                found[id16] = None
+                if joined_at is not None:
+                    found[id16] = Member(id16, _text(nickname), _text(custom_id), int(joined_at))
+
+        await asyncio.gather(*(get(tag, wanted) for tag, wanted in within.items()))
+        return [found[id16] for id16 in ids.split(packed)]
+
+    async def get_member(
+        self, env: Environment, number: int, id16: bytes, *, include_inactive: bool = False
+    ) -> Member | None:
         """One membership, or None where the profile is no member. One round trip."""
-        mixed = env.mixer.mix(id16)
-        tag = env.home(mixed)
-        joined_at, nickname, custom_id = await self._connection.call(
-            scripts.load("get_member"),
-            [keys.key(tag, "state"), keys.key(tag, "erasing"), keys.none(tag)],
-            [number, mixed],
+        [member] = await self.get_members(env, number, id16, include_inactive=include_inactive)
+        return member
+
+    async def find_members(
+        self,
+        env: Environment,
+        number: int,
+        packed: bytes,
+        cut: Cut | None,
+        limit: int,
+        *,
+        include_inactive: bool = False,
+    ) -> Page[Member]:
+        """Give a page of those of up to 100 profiles that are members, in the order of the list.
+
+        One of them is being erased: Erasing. One round trip, partitions side by side.
+        """
+        held = await self.get_members(env, number, packed, include_inactive=include_inactive)
+        found = []
+        for member in held:
+            if member is not None:
+                mixed = env.mixer.mix(member.id)
+                found.append((ids.head(mixed) % len(env.partitions), mixed, member))
+        found.sort(key=_place)
+        begin, end, backward = 0, limit, cut is not None and cut.backward
+        if cut is not None:
+            bisect = bisect_right if cut.after else bisect_left
+            at = bisect(found, (cut.partition, cut.key), key=_place)
+            begin, end = (max(0, at - limit), at) if backward else (at, at + limit)
+        before, after = begin > 0, end < len(found)
+        around = (
+            Around(before, after, len(found)) if backward else Around(after, before, len(found))
         )
-        if joined_at is None:
-            return None
-        return Member(id16, _text(nickname), _text(custom_id), int(joined_at))
+        rows = found[begin:end]
+        return member_page([each[2] for each in rows], [_place(each) for each in rows], around, cut)
 
     async def count_members(self, env: Environment, numbers: list[int]) -> list[int]:
         """How many members each group has, exactly. One round trip, all partitions side by side."""
@@ -229,7 +371,13 @@ class MemberStore:
         return counts
 
     async def list_members(
-        self, env: Environment, number: int, cut: Cut | None, limit: int
+        self,
+        env: Environment,
+        number: int,
+        cut: Cut | None,
+        limit: int,
+        *,
+        include_inactive: bool = False,
     ) -> Page[Member]:
         """Give a page of a group's members, in the order of partition and mixed id.
 
@@ -237,8 +385,8 @@ class MemberStore:
         meanwhile. One round trip for 125 rows of one partition and the count; where the page
         reaches into further partitions they are read side by side.
         """
-        walk = _Walk(cut, len(env.partitions))
-        first = self._list_part(env, number, walk.partition, walk.backward, walk.bound, limit)
+        walk = _Walk(cut, len(env.partitions), include_inactive=include_inactive)
+        first = self._list_part(env, number, walk, walk.partition, walk.bound, limit)
         counts, (rows, more, other) = await asyncio.gather(self._counts(env, [number]), first)
         here = [int(each[0] or 0) for each in counts]
         found = [(walk.partition, row) for row in rows]
@@ -251,7 +399,7 @@ class MemberStore:
                 expected += here[wanted[-1]]
             parts = await asyncio.gather(
                 *(
-                    self._list_part(env, number, partition, walk.backward, b"", limit - len(found))
+                    self._list_part(env, number, walk, partition, b"", limit - len(found))
                     for partition in wanted
                 )
             )
@@ -275,8 +423,8 @@ class MemberStore:
         self,
         env: Environment,
         number: int,
+        walk: _Walk,
         partition: int,
-        backward: bool,
         bound: bytes,
         limit: int,
     ) -> tuple[list[Row], bool, bool]:
@@ -284,13 +432,13 @@ class MemberStore:
         tag = env.partitions[partition]
         declared = [keys.key(tag, "state"), keys.key(tag, "shape"), keys.none(tag)]
         script = scripts.load("list_members")
+        backward, inactive = int(walk.backward), int(walk.include_inactive)
         rows: list[Row] = []
         other = None
         while True:
+            size, sides = min(ROWS, limit - len(rows)), int(other is None)
             more, beyond, *flat = await self._connection.call(
-                script,
-                declared,
-                [number, int(backward), bound, min(ROWS, limit - len(rows)), int(other is None)],
+                script, declared, [number, backward, bound, size, sides, inactive]
             )
             other = beyond if other is None else other
             rows += zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
@@ -303,63 +451,19 @@ class MemberStore:
                 bound = b"(" + rows[-1][0]
         while isinstance(other, bytes):
             other, *_ = await self._connection.call(
-                script, declared, [number, int(not backward), other, 0, 0]
+                script, declared, [number, 1 - backward, other, 0, 0, inactive]
             )
         return rows, bool(more), bool(other)
-
-    async def list_profile_groups(
-        self,
-        env: Environment,
-        id16: bytes,
-        cut: Cut | None,
-        limit: int,
-        *,
-        counted: bool = True,
-    ) -> Page[ProfileGroup]:
-        """Give a page of the active groups that a profile is in, in order of their creation.
-
-        One round trip with one partition and warm documents; with more partitions exact member
-        counts (`counted`) cost one parallel fan-out.
-        """
-        mixed = env.mixer.mix(id16)
-        tag = env.home(mixed)
-        backward = cut is not None and cut.backward
-        reply = await self._connection.call(
-            scripts.load("list_profile_groups"),
-            [
-                keys.key(tag, "state"),
-                keys.key(tag, "count"),
-                keys.key(tag, "erasing"),
-                keys.none(tag),
-            ],
-            [mixed, int(backward), number_bound(cut, up=not backward), limit],
-        )
-        numbers = [int(each) for each in reply[3::3]]
-        groups = await self._groups.read_groups(env, numbers)
-        members: list[int] | list[None]
-        if not counted:
-            members = [None] * len(numbers)
-        elif len(env.partitions) == 1:
-            members = [int(each) for each in reply[5::3]]
-        else:
-            members = await self.count_members(env, numbers)
-        rows = [
-            ProfileGroup(groups[number], int(joined_at), held)
-            for number, joined_at, held in zip(numbers, reply[4::3], members, strict=True)
-            if number in groups
-        ]
-        # NOTE: a group may be deleted between the two reads; it then is neither row nor counted.
-        count = reply[0] - (len(numbers) - len(rows))
-        return number_page(rows, numbers, Around(bool(reply[1]), bool(reply[2]), count), cut)
 
 
 class _Walk:
     """Where a page of members begins, and which partitions it may go on to."""
 
-    __slots__ = ("backward", "bound", "partition", "partitions")
+    __slots__ = ("backward", "bound", "include_inactive", "partition", "partitions")
 
-    def __init__(self, cut: Cut | None, partitions: int) -> None:
+    def __init__(self, cut: Cut | None, partitions: int, *, include_inactive: bool) -> None:
         self.partitions = partitions
+        self.include_inactive = include_inactive
         self.backward = cut is not None and cut.backward
         if cut is None:
             self.partition, self.bound = 0, b""
@@ -424,6 +528,17 @@ async def _chunks(buckets: dict[int, list[bytes]]) -> AsyncIterator[list[bytes]]
             ready = ready[CHUNK:]
     if ready:
         yield ready
+
+
+def _too_many(count: int) -> Conflict:
+    return Conflict(
+        f"The group has {count:,} members. Up to {REPLACED:,} can be replaced; of a larger group "
+        "send what changes to memberships/bulk/."
+    )
+
+
+def _place(found: tuple[int, bytes, Member]) -> tuple[int, bytes]:
+    return found[:2]
 
 
 def _text(raw: bytes | None) -> str | None:

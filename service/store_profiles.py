@@ -138,17 +138,20 @@ class ProfileStore:
             if not held:
                 return list(found)
             for value, bucket, reservation in held:
-                await self._settle_other(
+                await self.settle_other(
                     env, partition, bucket, keys.identity_field(kind, value), reservation
                 )
         message = "an identity is being changed by too many others at once"
         raise Unavailable(message)
 
-    async def add_identity(self, env: Environment, id16: bytes, kind: str, value: str) -> None:
+    async def add_identity(
+        self, env: Environment, id16: bytes, kind: str, value: str, *, known: bool = False
+    ) -> None:
         """Make one more identity resolve to a profile, which may be new.
 
         An identity that another profile owns is never stolen: Conflict, and nothing changed. So is
-        a second custom id. A profile being erased: Erasing. Three round trips.
+        a second custom id. A profile being erased: Erasing; one of which nothing is known, where
+        it has to be `known`: NotFound. Three round trips.
         """
         mixed = env.mixer.mix(id16)
         q, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
@@ -171,10 +174,10 @@ class ProfileStore:
                 expected = held if since is None else b""
                 continue
             try:
-                since = await self._confirm(env, mixed, field, attempt, kind, value)
+                since = await self._confirm(env, mixed, field, attempt, kind, value, int(known))
             except Stale:
                 continue
-            except (Conflict, Unavailable):
+            except (Conflict, NotFound, Unavailable):
                 # Refused before anything was written; only a reply that was lost may be confirmed.
                 if await self._fence(env, held, field) is None:
                     await self._settle(env, q, bucket, field, held, b"")
@@ -206,7 +209,14 @@ class ProfileStore:
         return held
 
     async def _confirm(
-        self, env: Environment, mixed: bytes, field: bytes, attempt: int, kind: str, value: str
+        self,
+        env: Environment,
+        mixed: bytes,
+        field: bytes,
+        attempt: int,
+        kind: str,
+        value: str,
+        known: int,
     ) -> bytes:
         """Write the identity into its profile; give since when it is there."""
         tag = env.home(mixed)
@@ -219,7 +229,7 @@ class ProfileStore:
                 keys.key(tag, "erasing"),
                 keys.none(tag),
             ],
-            [mixed, field, attempt, SHOWN.get(kind, ""), value],
+            [mixed, field, attempt, SHOWN.get(kind, ""), value, known],
         )
         return since
 
@@ -255,7 +265,7 @@ class ProfileStore:
         )
         return bool(replaced)
 
-    async def _settle_other(
+    async def settle_other(
         self, env: Environment, partition: int, bucket: int, field: bytes, reservation: bytes
     ) -> None:
         """Settle a reservation on behalf of whoever made it: confirmed for good, or released."""
@@ -280,7 +290,7 @@ class ProfileStore:
                 if held is None or not reserved(held):
                     await self._settle(env, partition, int(bucket), field, b"", b"")
                 else:
-                    await self._settle_other(env, partition, int(bucket), field, held)
+                    await self.settle_other(env, partition, int(bucket), field, held)
                 total += 1
         return total
 

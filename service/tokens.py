@@ -1,7 +1,8 @@
 """The token endpoint: client credentials in, a bearer token out (RFC 6749, section 4.4).
 
 Owns the three ways in which clients send their credential, and RFC 6749's errors. What a token
-holds is in `auth`.
+holds is in `auth`. It is not for browsers: a page that held a credential's secret would give it to
+everybody, so no answer of it has CORS headers, and a preflight of it lets nothing through.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import msgspec
 from service.auth import LIFETIME_SECONDS, mint
 from service.endpoint import (
     ENCODER,
-    Call,
+    JSON,
     Request,
     Resource,
+    Wire,
     discard_body,
     endpoint,
     read_body,
@@ -30,6 +32,7 @@ from service.errors import TooLarge
 from service.registry import SCOPES
 
 if TYPE_CHECKING:
+    from service.admission import Call
     from service.registry import Credential, Registry
 
 GRANT = "client_credentials"
@@ -73,13 +76,29 @@ class _Refused(Exception):
         self.error = error
 
 
+_REFUSALS = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+)
+
 _DECODER = msgspec.json.Decoder(TokenRequest)
 
 
 class Token(Resource):
     """`/oauth/token`."""
 
-    @endpoint(None, reply=TokenBody)
+    @endpoint(
+        None,
+        reply=TokenBody,
+        errors=(*_REFUSALS, HTTPStatus.SERVICE_UNAVAILABLE),
+        wire=Wire(
+            takes=("application/x-www-form-urlencoded", JSON),
+            reads=TokenRequest,
+            problems=dict.fromkeys(_REFUSALS, TokenErrorBody),
+            basic=True,
+        ),
+    )
     async def on_post(self, call: Call) -> bytes:
         """Get a bearer token for a credential.
 

@@ -16,11 +16,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from service.counters import COUNT_SECONDS, Counters
 from service.errors import Unavailable
 from service.store import Store
 
 if TYPE_CHECKING:
     from service.environment import Environment
+    from service.store_totals import Totals
 
 INTERVAL_SECONDS = 1.0
 GRACE_US = 2_000_000
@@ -30,14 +32,21 @@ SWEEP_SECONDS = 0.5
 PURGE_SECONDS = 3_600.0
 STATE_US = 86_400_000_000
 """Age at which a state that says no more than its absence is forgotten."""
+RECOUNT_SECONDS = 5
+"""After this what could not be counted is counted again."""
 TOGETHER = 16
 """Environments that are looked at side by side."""
 
 log = logging.getLogger(__name__)
 
 
-async def run(url: str, stop: asyncio.Event) -> None:
-    """Work until `stop` is set. A store that does not answer is waited for."""
+async def run(url: str, stop: asyncio.Event, counters: Counters | None = None) -> None:
+    """Work until `stop` is set. A store that does not answer is waited for.
+
+    What is done, and how much there is, is told to `counters`.
+    """
+    counters = counters or Counters("worker")
+    tasks = [asyncio.create_task(counters.keep_writing())]
     purged_at = float("-inf")
     waiting = False
     store = None
@@ -46,8 +55,10 @@ async def run(url: str, stop: asyncio.Event) -> None:
             try:
                 if store is None:
                     store = await Store.open(url)
+                    counters.sources.append(store.tell)
+                    tasks.append(asyncio.create_task(keep_counting(store, counters)))
                 purge = time.monotonic() - purged_at > PURGE_SECONDS
-                await work(store, purge=purge, sweep_seconds=SWEEP_SECONDS)
+                await work(store, purge=purge, sweep_seconds=SWEEP_SECONDS, counters=counters)
                 if purge:
                     purged_at = time.monotonic()
                 waiting = False
@@ -61,6 +72,10 @@ async def run(url: str, stop: asyncio.Event) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        counters.write()
         if store is not None:
             await store.close()
 
@@ -71,6 +86,7 @@ async def work(
     grace_us: int = GRACE_US,
     purge: bool = False,
     sweep_seconds: float | None = None,
+    counters: Counters | None = None,
 ) -> int:
     """Look at every environment once; how many things were finished.
 
@@ -78,50 +94,101 @@ async def work(
     A failure in one environment is logged and does not keep the others waiting; Unavailable is
     raised.
     """
+    look = _Look(store, grace_us, sweep_seconds, purge=purge)
     store.upkeep.interrupted.clear()
     environments = [
         environment
         for application in await store.registry.list_applications()
         for environment in application.environments.values()
     ]
-    total = 0
     unavailable: Unavailable | None = None
     for start in range(0, len(environments), TOGETHER):
         together = environments[start : start + TOGETHER]
-        for done in await asyncio.gather(
-            *(
-                _work(store, each, grace_us=grace_us, purge=purge, sweep_seconds=sweep_seconds)
-                for each in together
-            ),
-            return_exceptions=True,
-        ):
-            if isinstance(done, Unavailable):
-                unavailable = done
-            elif isinstance(done, BaseException):
-                raise done
-            else:
-                total += done
+        for failure in await asyncio.gather(*map(look.at, together), return_exceptions=True):
+            if isinstance(failure, Unavailable):
+                unavailable = failure
+            elif isinstance(failure, BaseException):
+                raise failure
+    if counters is not None:
+        look.tell(counters, complete=unavailable is None)
     if unavailable is not None:
         raise unavailable
-    return total
+    return sum(look.done.values())
 
 
-async def _work(
-    store: Store, env: Environment, *, grace_us: int, purge: bool, sweep_seconds: float | None
-) -> int:
-    before_us = time.time_ns() // 1000 - grace_us
-    try:
-        total = await store.upkeep.finish_intents(env, before_us)
-        await store.upkeep.install_deletions(env, before_us)
-        total += await store.profiles.settle_reservations(env, before_us)
-        total += await store.profiles.finish_erasures(env, grace_seconds=grace_us / 1e6)
-        total += await store.upkeep.sweep_groups(env, before_us, budget_seconds=sweep_seconds)
-        if purge:
-            await store.upkeep.purge_states(env, before_us - STATE_US)
-    except Unavailable:
-        raise
-    except Exception:
-        # This loop must live on: what is wrong here must not keep the others waiting.
-        log.exception("environment %d (%s) is not finished", env.number, env.name)
-        return 0
-    return total
+class _Look:
+    """One look at every environment: how it is made, and what was finished in it."""
+
+    def __init__(
+        self, store: Store, grace_us: int, sweep_seconds: float | None, *, purge: bool
+    ) -> None:
+        self.done = dict.fromkeys(("intent", "reservation", "erasure", "sweep"), 0)
+        self._failures = 0
+        self._store = store
+        self._grace_us = grace_us
+        self._sweep_seconds = sweep_seconds
+        self._purge = purge
+
+    async def at(self, env: Environment) -> None:
+        store, done = self._store, self.done
+        before_us = time.time_ns() // 1000 - self._grace_us
+        try:
+            done["intent"] += await store.upkeep.finish_intents(env, before_us)
+            await store.upkeep.install_deletions(env, before_us)
+            done["reservation"] += await store.profiles.settle_reservations(env, before_us)
+            done["erasure"] += await store.profiles.finish_erasures(
+                env, grace_seconds=self._grace_us / 1e6
+            )
+            done["sweep"] += await store.upkeep.sweep_groups(
+                env, before_us, budget_seconds=self._sweep_seconds
+            )
+            if self._purge:
+                await store.upkeep.purge_states(env, before_us - STATE_US)
+        except Unavailable:
+            raise
+        except Exception:
+            # This loop must live on: what is wrong here must not keep the others waiting.
+            self._failures += 1
+            log.exception("environment %d (%s) is not finished", env.number, env.name)
+
+    def tell(self, counters: Counters, *, complete: bool) -> None:
+        for what, finished in self.done.items():
+            counters.count("belong_worker_finished_total", what, by=finished)
+        counters.count("belong_worker_failures_total", by=self._failures)
+        if complete and not self._failures:
+            name = "belong_worker_last_pass_timestamp_seconds"
+            counters.gauge(name, value=round(time.time(), 3))
+
+
+async def keep_counting(store: Store, counters: Counters) -> None:
+    """Count what every application holds, again and again, for as long as the task runs."""
+    while True:
+        try:
+            await count(store, counters)
+            pause = COUNT_SECONDS
+        except Unavailable as ex:
+            log.debug("not counted: %s", ex)
+            pause = RECOUNT_SECONDS
+        except Exception:
+            # This loop must live on, as the other one has to.
+            log.exception("not counted")
+            pause = COUNT_SECONDS
+        await asyncio.sleep(pause)
+
+
+async def count(store: Store, counters: Counters) -> None:
+    """Count what every application holds, and tell it to `counters` when all is counted."""
+    held: list[tuple[str, str, Totals]] = [
+        (application.client_id, name, await store.totals.count(environment))
+        for application in await store.registry.list_applications()
+        for name, environment in application.environments.items()
+    ]
+    for metric in ("groups", "memberships", "profiles"):
+        counters.forget(f"belong_{metric}")
+        for client_id, name, totals in held:
+            value = getattr(totals, metric)
+            counters.gauge(f"belong_{metric}", client_id, name, value=value)
+    for what in ("intent", "reservation", "erasure", "sweep"):
+        waiting = sum(getattr(totals, f"{what}s") for _, _, totals in held)
+        counters.gauge("belong_worker_backlog", what, value=waiting)
+    counters.gauge("belong_counted_timestamp_seconds", value=round(time.time(), 3))

@@ -157,6 +157,8 @@ def _decoded(method: str, path: str, answer: Answer) -> Any:
         assert not answer.content
         assert "content-type" not in answer.headers
         return None
+    if answer.headers["content-type"] == "application/x-ndjson":
+        return [msgspec.json.decode(line) for line in answer.content.splitlines()]
     assert answer.headers["content-type"] == "application/json"
     operation = next(
         (each for of, pattern, each in _PATTERNS if of == method and pattern.fullmatch(path)), None

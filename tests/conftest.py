@@ -15,6 +15,7 @@ from service.store import Store
 from service.verify import verify
 from tests import backings
 from tests.client import admin, api, valkey  # noqa: F401 - fixtures of the HTTP tests
+from tests.npm import node_modules  # noqa: F401 - fixture of the tests that run node
 from tests.serving import runtime, serve  # noqa: F401 - fixtures of real processes
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ list with the plain list that it should be.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from service.errors import Conflict, NotFound
@@ -28,6 +29,18 @@ class ModelGroup:
 
 
 @dataclass
+class Kept:
+    """What is kept of a profile; an attribute's time is infinite where it was the store's own."""
+
+    nickname: str | None = None
+    attributes: dict[str, tuple[float, str | None]] = field(default_factory=dict)
+
+    @property
+    def live(self) -> dict[str, str]:
+        return {name: text for name, (_, text) in self.attributes.items() if text is not None}
+
+
+@dataclass
 class Model:
     """`members` holds deleted groups too, until they are swept; `joined` is the time of each."""
 
@@ -36,6 +49,7 @@ class Model:
     members: dict[int, dict[bytes, int]] = field(default_factory=dict)
     identities: dict[tuple[str, str], bytes] = field(default_factory=dict)
     records: dict[bytes, str | None] = field(default_factory=dict)
+    kept: dict[bytes, Kept] = field(default_factory=dict)
 
     def find(self, gid: str, *, include_inactive: bool = True) -> int:
         for of in ("id", "custom_id"):
@@ -90,15 +104,23 @@ class Model:
         outcome = {each: b"." if held.pop(each, None) is None else b"-" for each in set(ids)}
         return b"".join(outcome[each] for each in ids)
 
+    def replace_members(
+        self, number: int, ids: Iterable[bytes], now_us: int
+    ) -> tuple[bytes, set[bytes]]:
+        wanted = list(ids)
+        outcome = self.add_members(number, wanted, now_us)
+        leaving = self.members[number].keys() - set(wanted)
+        self.remove_members(number, leaving)
+        return outcome, leaving
+
     def check_member(self, number: int, profile: bytes) -> bytes:
         try:
             return b"1" if profile in self.active(number) else b"0"
         except NotFound:
             return b"n"
 
-    def groups_of(self, profile: bytes) -> list[int]:
-        found = [number for number, members in self.members.items() if profile in members]
-        return sorted(n for n in found if n in self.groups and self.groups[n].is_active)
+    def groups_of(self, profile: bytes, query: GroupQuery) -> list[int]:
+        return [number for number in self.list_groups(query) if profile in self.members[number]]
 
     def list_groups(self, query: GroupQuery) -> list[int]:
         def matches(group: ModelGroup) -> bool:
@@ -135,17 +157,58 @@ class Model:
         if kind == "customer_id":
             self.records[profile] = value
 
-    def erase_profile(self, profile: bytes) -> tuple[int, int]:
-        joined = [members for members in self.members.values() if profile in members]
-        if not joined and profile not in self.records:
+    def check_custom_id(self, custom_id: str | None) -> None:
+        if ("customer_id", custom_id) in self.identities:
+            raise Conflict(custom_id)
+
+    def create_profile(
+        self,
+        profile: bytes,
+        custom_id: str | None,
+        nickname: str | None,
+        attributes: dict[str, str],
+    ) -> None:
+        assert profile not in self.records
+        self.records[profile] = custom_id
+        if custom_id is not None:
+            self.identities["customer_id", custom_id] = profile
+        self.kept[profile] = Kept(nickname)
+        self.update_profile(profile, nickname, attributes, inf)
+
+    def find_profile(self, profile: bytes) -> Kept:
+        if profile not in self.records and not any(
+            profile in members for members in self.members.values()
+        ):
             raise NotFound
+        return self.kept.get(profile, Kept())
+
+    def update_profile(
+        self, profile: bytes, nickname: str | None, attributes: dict[str, str] | None, at: float
+    ) -> bool:
+        """Whether attributes changed."""
+        kept = self.kept[profile] = self.find_profile(profile)
+        self.records.setdefault(profile, None)
+        kept.nickname = nickname
+        changed = False
+        for name in [] if attributes is None else kept.attributes.keys() | attributes.keys():
+            wanted = (attributes or {}).get(name)
+            time, held = kept.attributes.get(name, (0, None))
+            if held != wanted and at >= time:
+                kept.attributes[name] = (at, wanted)
+                changed = True
+        return changed
+
+    def erase_profile(self, profile: bytes) -> tuple[int, int, int]:
+        attributes = self.find_profile(profile).live
+        joined = [members for members in self.members.values() if profile in members]
         for members in joined:
             del members[profile]
         owned = [key for key, owner in self.identities.items() if owner == profile]
         for key in owned:
             del self.identities[key]
         self.records.pop(profile, None)
-        return len(joined), len(owned)
+        self.kept.pop(profile, None)
+        return len(joined), len(attributes), len(owned)
 
 
 async def stroll(

@@ -16,7 +16,8 @@ import jwt
 import pytest
 from click.testing import CliRunner
 
-from service import __version__, cli, embedded, keys
+from service import __version__, cli, embedded, ids, keys, signing
+from service.config import Config
 from service.embedded import EmbeddedServer
 from service.store import Store
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CREDENTIAL = ("credential", "create", "--application", "shop")
+SECRET = ("secret", "create", "--application", "shop")
+KEY = "k" * 32
+P1 = "174cc6dd-c1da-42d2-886e-c48b2bf803a8"
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +96,9 @@ def test_an_application_is_created_shown_changed_listed_and_deleted(belong):
         "partitions": 8,
         "profiles": "open",
         "groups_per_profile": 1000,
+        "anonymous_profiles": True,
+        "anonymous_per_minute": 6000,
+        "requests_per_second": None,
     }
     assert len(created_at) == len("2026-01-02T03:04:05.678901Z")
     changes = ("--name", "Store", "--profiles", "registered", "--groups-per-profile", "20")
@@ -104,9 +111,30 @@ def test_an_application_is_created_shown_changed_listed_and_deleted(belong):
     assert printed(belong("app", "list", "--json")) == []
 
 
+def test_limits_of_an_application_are_set_and_taken_away(belong, shop):
+    def changed(*settings: str) -> tuple[object, ...]:
+        found = printed(belong("app", "update", "shop", *settings, "--json"))
+        assert found == printed(belong("app", "show", "shop", "--json"))
+        names = ("anonymous_profiles", "anonymous_per_minute", "requests_per_second")
+        return tuple(found[name] for name in names)
+
+    assert changed("--anonymous-profiles", "off") == (False, 6000, None)
+    assert changed("--anonymous-per-minute", "60") == (False, 60, None)
+    assert changed("--requests-per-second", "100") == (False, 60, 100)
+    assert changed("--name", "Store") == (False, 60, 100)
+    assert changed("--requests-per-second", "none", "--anonymous-profiles", "on") == (
+        True,
+        60,
+        None,
+    )
+    text = belong("app", "show", "shop").stdout
+    assert "anonymous_profiles    on\n" in text
+    assert "requests_per_second   none\n" in text
+
+
 def test_without_json_the_same_is_text_for_people(belong, shop):
     lines = belong("app", "show", "shop").stdout.splitlines()
-    assert lines[:2] == ["client_id           shop", "workspace_id        7"]
+    assert lines[:2] == ["client_id             shop", "workspace_id          7"]
     header, row = belong("app", "list").stdout.splitlines()
     assert header.split()[:2] == ["client_id", "workspace_id"]
     assert row.split()[:2] == ["shop", "7"]
@@ -125,6 +153,9 @@ def test_deleting_asks_first(belong, shop):
         ("app", "show", "nobody"),
         ("app", "update", "nobody", "--name", "x"),
         ("app", "update", "shop", "--groups-per-profile", "20000"),
+        ("app", "update", "shop", "--anonymous-per-minute", "0"),
+        ("app", "update", "shop", "--requests-per-second", "0"),
+        ("app", "update", "shop", "--requests-per-second", "1000001"),
         ("app", "delete", "nobody", "--yes"),
         ("app", "create", "shop"),
         ("app", "create", "other", "--workspace", "7"),
@@ -133,6 +164,11 @@ def test_deleting_asks_first(belong, shop):
         ("credential", "create", "--application", "nobody", "--scope", "admin"),
         ("credential", "deactivate", "nobody"),
         ("token", "--application", "nobody"),
+        ("token", "--application", "nobody", "--profile", P1),
+        ("token", "--application", "shop", "--profile", P1),
+        ("token", "--application", "shop", "--profile", "nobody"),
+        ("secret", "create", "--application", "nobody", "--secret-key", KEY),
+        ("secret", "delete", "nothing"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_1(belong, shop, arguments):
@@ -148,12 +184,18 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(belong, shop, arguments):
         CREDENTIAL,
         ("token",),
         ("token", "--application", "shop", "--scope", "everything"),
+        ("token", "--application", "shop", "--profile", P1, "--scope", "admin"),
+        ("token", "--application", "shop", "--application", "shop", "--profile", P1),
+        ("app", "update", "shop", "--requests-per-second", "many"),
+        ("app", "update", "shop", "--anonymous-profiles", "perhaps"),
+        ("secret", "create"),
+        (*SECRET, "--secret-key", "short"),
         ("nothing",),
         ("app", "list", "--log-level", "loud"),
         ("serve", "--workers", "0"),
     ],
 )
-def test_wrong_usage_is_exit_2(belong, arguments):
+def test_wrong_usage_is_exit_2(belong, shop, arguments):
     assert "Error: " in belong(*arguments, code=2).stderr
 
 
@@ -180,6 +222,80 @@ def test_a_token_is_printed_alone(belong, shop):
     narrow = belong("token", "--application", "shop", "--scope", "groups:read").stdout
     claims = jwt.decode(narrow.strip(), options={"verify_signature": False})
     assert claims["scope"] == "groups:read"
+
+
+async def make_profile(url: str, custom_id: str) -> bytes:
+    """Create a profile in `shop`, as its first mention does."""
+    store = await Store.open(url)
+    application = await store.registry.application("shop")
+    assert application is not None
+    [found] = await store.profiles.resolve_identities(
+        application.production, "customer_id", [custom_id], create=True
+    )
+    await store.close()
+    assert found is not None
+    return found
+
+
+def test_the_token_of_a_profile_is_printed_alone_by_custom_id_or_uuid(belong, shop, data_dir):
+    id16 = asyncio.run(make_profile(embedded.find(data_dir) or "", "alice"))
+    seen = []
+    for name in ("alice", ids.text(id16), ids.text(id16).upper()):
+        token = belong("token", "--application", "shop", "--profile", name).stdout
+        assert token.count("\n") == 1
+        assert jwt.get_unverified_header(token.strip())["kid"] == "profile:shop"
+        claims = jwt.decode(token.strip(), options={"verify_signature": False})
+        seen.append((claims["iss"], claims["sub"], claims["since"]))
+    assert set(seen) == {("shop", ids.text(id16), seen[0][2])}
+
+
+def test_a_signing_secret_is_shown_once_listed_without_it_and_deleted(belong, shop, data_dir):
+    signing.secret_key(Config(data_dir=data_dir), make=True)  # as `belong serve` does
+    made = printed(belong(*SECRET, "--json"))
+    assert set(made) == {"id", "application", "created_at", "secret"}
+    assert len(made["secret"]) == 43
+    listed = belong("secret", "list", "--json")
+    assert made["secret"] not in listed.stdout
+    assert printed(listed) == [{name: made[name] for name in ("id", "application", "created_at")}]
+    assert "\nsecret       " in belong(*SECRET).stdout
+    belong("secret", "delete", made["id"])
+    assert made["id"] not in belong("secret", "list").stdout
+
+
+def test_a_signing_secret_of_one_s_own_is_read_from_stdin(belong, shop, data_dir):
+    settings = Config(data_dir=data_dir, secret_key=KEY)
+    brought = "the client secret that I have had for years"
+    for text in (brought, f"{brought}\n", f"{brought}\r\n"):
+        arguments = [*SECRET, "--secret-stdin", "--secret-key", KEY, "--json"]
+        result = CliRunner().invoke(cli.main, arguments, input=text, catch_exceptions=False)
+        assert printed(result)["secret"] == brought
+    assert signing.secret_key(settings) == KEY
+    short = CliRunner().invoke(cli.main, [*SECRET, "--secret-stdin", "--secret-key", KEY], "short")
+    assert complaint(short) == (
+        "a signing secret has 32 to 1024 bytes (RFC 7518 for HS256), and this one 5"
+    )
+
+
+def test_without_a_key_there_is_no_signing_secret_and_it_says_what_to_do(belong, shop, data_dir):
+    """No file is made here: a `serve` that runs with --secret-key would never read it."""
+    told = complaint(belong(*SECRET, code=1))
+    assert told == (
+        "There is no key to encrypt signing secrets with: give --secret-key (BELONG_SECRET_KEY) "
+        "here, the same as to every belong serve of this store."
+    )
+    assert not (data_dir / signing.KEY_FILE).exists()
+    url = embedded.find(data_dir) or ""
+    signing.secret_key(Config(data_dir=data_dir), make=True)
+    assert complaint(belong(*SECRET, "--redis-url", url, code=1)) == told
+
+
+def test_secrets_of_a_lost_key_can_be_listed_and_deleted(belong, shop):
+    made = printed(belong(*SECRET, "--secret-key", KEY, "--json"))
+    refused = belong(*SECRET, "--secret-key", "w" * 32, code=1)
+    assert "made under another --secret-key" in refused.stderr
+    assert printed(belong("secret", "list", "--json"))[0]["id"] == made["id"]
+    belong("secret", "delete", made["id"])
+    belong(*SECRET, "--secret-key", "w" * 32)
 
 
 def test_a_rotated_key_signs_from_a_moment_to_come(belong):

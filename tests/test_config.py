@@ -33,6 +33,15 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default():
     assert settings.workers == 5
 
 
+def test_small_files_are_kept_in_memory_where_there_is_some(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    without = config.scratch_directories()
+    assert without[-2:] == config.runtime_directories()
+    assert set(without[:-2]) <= {Path("/dev/shm")}
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert config.scratch_directories() == [tmp_path, *without]
+
+
 def test_an_empty_variable_is_no_setting():
     assert config.load({}, {"BELONG_REDIS_URL": "", "BELONG_WORKERS": ""}) == config.load({}, {})
 
@@ -70,6 +79,8 @@ def test_a_fault_point_is_no_setting_and_no_error():
         ("appendfsync", "no"),
         ("log_level", "loud"),
         ("secret_key", "short"),
+        # Bytes that are no UTF-8: it was taken, and ended `belong serve` in a traceback.
+        ("secret_key", KEY + "\udcff"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_the_name_it_came_under(name, bad):
@@ -104,6 +115,12 @@ def test_secrets_are_masked_wherever_settings_are_printed():
     assert KEY not in repr(settings)
     assert settings.shown()["redis_url"] == "rediss://***@host:6380/0?***"
     assert config.load({"redis_url": "unix:///run/s"}, {}).shown()["redis_url"] == "unix:///run/s"
+
+
+def test_a_secret_key_that_looks_like_a_url_is_masked_whole():
+    # It was shown as a URL is: all but what stands before an @.
+    settings = config.load({"secret_key": f"x://{KEY}"}, {})
+    assert settings.shown()["secret_key"] == "***"
 
 
 def test_a_child_reads_the_same_settings_from_its_environment(monkeypatch):

@@ -30,6 +30,7 @@ from service.errors import (
     Stale,
     Unavailable,
     Unusable,
+    Unwritable,
 )
 from service.lane import Endpoint, Lane, Stats
 from service.scripts import Script, Scripts
@@ -202,8 +203,8 @@ async def test_every_backing_gives_the_same_raw_replies_and_errors(backing, requ
         ("ERASING p", Erasing, "p"),
         ("INACTIVE group 3", NotFound, "group 3"),
         ("NEVERHEARD of it", ScriptFailed, "fail: NEVERHEARD of it"),
-        ("OOM command not allowed", Unavailable, "The store has no memory left."),
-        ("MISCONF no disk", Unavailable, "The store cannot write its data to disk."),
+        ("OOM command not allowed", Unwritable, "The store has no memory left."),
+        ("MISCONF no disk", Unwritable, "The store cannot write its data to disk."),
         ("LOADING wait", Unavailable, "The store is still loading its data."),
         (
             "READONLY replica",

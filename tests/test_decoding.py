@@ -39,6 +39,13 @@ def test_a_body_becomes_its_struct() -> None:
     assert found == Shape(["a"])
 
 
+def test_an_object_that_javascript_did_not_encode_is_named_as_such() -> None:
+    field, said = refused(b"[object Object]")
+
+    assert field is None
+    assert "JSON.stringify" in said
+
+
 def test_what_does_not_fit_is_said_with_field_and_place() -> None:
     assert refused(b'{"ids":["a",1]}') == ("ids", "Expected `str`, got `int` - at `$.ids[1]`")
     assert refused(b"{}") == ("ids", "Object missing required field `ids`")
@@ -81,3 +88,16 @@ def test_names_and_values_are_decoded_once() -> None:
 
 def test_raw_values_are_as_the_client_wrote_them() -> None:
     assert raw_values("tags=a%3Ab:c&x=1&t%61gs=d", "tags") == ["a%3Ab:c", "d"]
+
+
+@pytest.mark.parametrize("value", ["null", "NULL"])
+def test_null_is_no_value_of_a_parameter_and_not_passed_over(value: str) -> None:
+    """`page=null` was the first page, and `membership_type=null` no filter."""
+
+    class Filters(msgspec.Struct):
+        page: int | None = None
+        name: str | None = None
+
+    assert query_of(f"name={value}", Filters).name == value
+    with pytest.raises(Invalid, match=f"`{value}` is no value of `page`"):
+        query_of(f"page={value}", Filters)

@@ -19,8 +19,9 @@ from service import keys, scripts, store_profiles, store_upkeep
 from service.errors import Conflict, NotFound, Unavailable
 from service.faults import POINTS, fault
 from service.groups import GroupChanges, NewGroup
-from service.ids import head, new
+from service.ids import head, new, split
 from service.store import Store
+from service.store_records import ProfileChanges
 from service.worker import work
 
 CREATE = ("create_group.reserved", "create_group.probed", "create_group.created")
@@ -31,6 +32,7 @@ SWEEP = ("sweep_group.swept", "sweep_group.finished")
 ERASE = ("erase_profile.begun", "erase_profile.stepped", "erase_profile.released")
 ERASED = ("erase_profile.finished",)
 IDENTITY = ("add_identity.reserved", "add_identity.confirmed", "add_identity.settled")
+REPLACE = ("replace_members.added",)
 CASES = {
     "create_active": CREATE,
     "create_inactive": CREATE + INSTALL,
@@ -40,10 +42,12 @@ CASES = {
     "sweep": SWEEP,
     "erase": ERASE + ERASED,
     "second_identity": IDENTITY,
+    "replace": REPLACE,
 }
-TOO_EARLY = {"create_group.reserved", "create_group.probed", "add_identity.reserved"}
+TOO_EARLY = {"create_group.reserved", "create_group.probed", "add_identity.reserved", *REPLACE}
 """Points at which nothing of what was asked for is done yet; after all others all of it is."""
 OTHERS = [new() for _ in range(40)]
+REPLACING = [bytes([n]) * 16 for n in range(1, 120)]
 
 both_topologies = pytest.mark.parametrize(
     ("backing", "partitions"), [("embedded", 1), ("cluster", 8)], indirect=True
@@ -84,6 +88,11 @@ async def second_identity(store, env):
     await store.profiles.add_identity(env, profile, "email", elsewhere(env, profile))
 
 
+async def replace(store, env):
+    number = await store.groups.number_of(env, "third")
+    await store.members.replace_members(env, number, b"".join(REPLACING))
+
+
 async def person(store, env):
     [profile] = await store.profiles.resolve_identities(env, "customer_id", ["p"], create=True)
     return profile
@@ -105,6 +114,8 @@ async def prepare(store, env, operation):
     profile = await person(store, env)
     for n in range(6):
         await store.profiles.add_identity(env, profile, "other", f"o{n}")
+    kept = ProfileChanges(nickname="N", attributes={"k": b'"v"'})
+    await store.records.update_profile(env, profile, kept)
     for name in ("awake", "asleep", "third"):
         group = await store.groups.create_group(env, NewGroup(name=name, custom_id=name))
         packed = profile + b"".join(OTHERS)
@@ -146,15 +157,24 @@ async def is_done(store, env, operation, profile, numbers):
         identities = await store.profiles.resolve_identities(
             env, "other", [f"o{n}" for n in range(6)], create=False
         )
-        page = await store.members.list_profile_groups(env, profile, None, 10)
+        page = await store.lookups.list_profile_groups(env, profile, None, 10)
         with pytest.raises(NotFound):
             await store.profiles.erase_profile(env, profile)
+        with pytest.raises(NotFound):
+            await store.records.get_profile(env, profile)
         counts = await store.members.count_members(env, list(numbers.values()))
         return ([None] * 6, 0, {40}) == (identities, page.count, set(counts))
-    value = elsewhere(env, profile)
-    [found] = await store.profiles.resolve_identities(env, "email", [value], create=False)
-    assert found in {None, profile}
-    return found == profile
+    if operation == "replace":
+        page = await store.members.list_members(env, numbers["third"], None, 1000)
+        members = {row.id for row in page.rows}
+        assert members >= set(REPLACING)
+        done = members == set(REPLACING)
+    else:
+        value = elsewhere(env, profile)
+        [found] = await store.profiles.resolve_identities(env, "email", [value], create=False)
+        assert found in {None, profile}
+        done = found == profile
+    return done
 
 
 async def unfinished(store, env):
@@ -238,6 +258,21 @@ async def test_an_identity_that_a_dead_process_reserved_can_be_taken_at_once(
     assert [owner] == await store.profiles.resolve_identities(env, "email", [value], create=True)
     await work(store, grace_us=0)
     assert 0 == await unfinished(store, env)
+
+
+@both_topologies
+@pytest.mark.parametrize("point", REPLACE)
+async def test_a_replacement_that_a_dead_process_began_is_done_by_repeating_it(
+    backing, store, env, point
+):
+    profile = await prepare(store, env, "")
+    numbers = await numbers_of(store, env)
+    died_with = await asyncio.to_thread(in_a_process, backing.url, "replace", point)
+    assert -signal.SIGKILL == died_with
+    packed = b"".join(REPLACING)
+    outcome, removed = await store.members.replace_members(env, numbers["third"], packed)
+    assert (b"=" * len(REPLACING), {profile, *OTHERS}) == (outcome, set(split(removed)))
+    assert await is_done(store, env, "replace", profile, numbers)
 
 
 @both_topologies

@@ -132,3 +132,16 @@ def test_keys_of_different_purposes_differ():
 
 def test_one_application_has_one_mixer():
     assert ids.mixer(b"s") is ids.mixer(b"s")
+
+
+@pytest.mark.parametrize("number", [0, 7, -7, 2**63 - 1, -(2**63)])
+def test_an_mpid_is_a_signed_64_bit_number(number):
+    assert number == ids.parse_mpid(f"mpid:{number}")
+
+
+@pytest.mark.parametrize("text", [
+    "7", "mpid", "mpid:", "mpid:x", "mpid:01", "mpid:-0", "mpid:+1", "mpid: 1", "mpid:1 ", "MPID:1",
+    "mpid:٣", "mpid:1\n", f"mpid:{2**63}", f"mpid:{-(2**63) - 1}", "mpid:" + "9" * 5000,
+])  # fmt: skip
+def test_what_is_no_mpid_is_none(text):
+    assert ids.parse_mpid(text) is None

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
+from math import inf
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,12 +22,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec import UNSET
 
+from service.attributes import value_of
 from service.errors import Conflict, NotFound
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
-from service.ids import head
+from service.ids import head, split
 from service.store import Store
+from service.store_lookups import EVERY
 from service.store_profiles import Erased
+from service.store_records import NewProfile, ProfileChanges
 from service.verify import verify
 from service.worker import work
 from tests.model import Model, ModelGroup, stroll
@@ -45,6 +51,12 @@ batches = st.lists(
 ).map(lambda parts: [each for at, length in parts for each in POOL[at : at + length]])
 values = st.sampled_from([f"person {n}" for n in range(12)])
 kinds = st.sampled_from(["customer_id", "email", "other"])
+nicknames = st.none() | st.sampled_from(["", "-", "=N", "\x00"])
+profile_attributes = st.dictionaries(
+    st.sampled_from(["a", "b", "{x}", "="]),
+    st.sampled_from([*TEXTS[:6], "[1]", "true"]),
+    max_size=3,
+)
 attributes = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TEXTS)), max_size=3).map(
     tuple
 )
@@ -53,6 +65,23 @@ custom_ids = st.none() | st.sampled_from(["x", "y:z", "ü/ñ", str(uuid.UUID(int
 steps = st.lists(
     st.tuples(st.sampled_from([1, 2, 7, 100, 251, 1000]), st.booleans()), min_size=1, max_size=6
 )
+queries = st.fixed_dictionaries(
+    {},
+    optional={
+        "attributes": st.lists(
+            st.tuples(st.sampled_from(TEXTS), st.none() | st.sampled_from(TEXTS)), max_size=2
+        ).map(tuple),
+        "name": names,
+        "custom_id": custom_ids,
+        "membership_type": st.just("static"),
+        "descending": st.booleans(),
+        "include_inactive": st.booleans(),
+    },
+)
+
+
+def as_values(attributes):
+    return {name: value_of(text) for name, text in attributes.items()}
 
 
 class Machine(RuleBasedStateMachine):
@@ -70,6 +99,8 @@ class Machine(RuleBasedStateMachine):
         self.env = application.production
         self.model = Model(LIMIT)
         self.now = 1_000_000
+        # Before the test, and not so long ago that deletions from then were forgotten.
+        self.began_us = time.time_ns() // 1000 - 60_000_000
         self.groups: set[int] = set()
         self.profiles: set[bytes] = set()
 
@@ -197,6 +228,25 @@ class Machine(RuleBasedStateMachine):
         self.touch(number, batch)
 
     @precondition(lambda self: self.model.groups)
+    @rule(index=st.integers(0, 8), batch=batches)
+    def replace(self, index, batch):
+        number = self.number(self.gid(index))
+        self.now += 1
+        now = self.now
+        before = set(self.model.members[number])
+
+        async def replaced():
+            outcome, removed = await self.store.members.replace_members(
+                self.env, number, b"".join(batch), now_us=now
+            )
+            left = split(removed)
+            assert len(set(left)) == len(left)
+            return outcome, set(left)
+
+        self.both(replaced, lambda: self.model.replace_members(number, batch, now))
+        self.touch(number, [*batch, *before])
+
+    @precondition(lambda self: self.model.groups)
     @rule(index=st.integers(0, 8), wanted=st.lists(values, min_size=1, max_size=4))
     def add_by_custom_id(self, index, wanted):
         self.resolve("customer_id", wanted, create=True)
@@ -228,12 +278,77 @@ class Machine(RuleBasedStateMachine):
         )
         self.profiles.add(profile)
 
+    @rule(custom_id=st.none() | values, nickname=nicknames, attributes=profile_attributes)
+    def create_profile(self, custom_id, nickname, attributes):
+        new = NewProfile(nickname=nickname, custom_id=custom_id, attributes=as_values(attributes))
+        made = self.both(
+            lambda: self.store.records.create_profile(self.env, new),
+            lambda: self.model.check_custom_id(custom_id),
+        )
+        if made is not None:
+            self.model.create_profile(made.id, custom_id, nickname, attributes)
+            self.same_profile(made)
+
+    @rule(
+        index=indexes,
+        nickname=nicknames,
+        attributes=st.none() | profile_attributes,
+        at=st.none() | st.integers(0, 3),
+    )
+    def update_profile(self, index, nickname, attributes, at):
+        profile = self.profile(index)
+        at_us = None if at is None else self.began_us + at
+        before = self.run(self.seq(profile))
+        changes = ProfileChanges(
+            nickname=nickname, attributes=UNSET if attributes is None else as_values(attributes)
+        )
+        changed = []
+        held = self.both(
+            lambda: self.store.records.update_profile(self.env, profile, changes, at_us=at_us),
+            lambda: changed.append(
+                self.model.update_profile(
+                    profile, nickname, attributes, inf if at_us is None else at_us
+                )
+            ),
+        )
+        if held is not None:
+            self.same_profile(held)
+            assert (held.seq > before) == changed[0]
+
+    async def seq(self, profile):
+        try:
+            return (await self.store.records.get_profile(self.env, profile)).seq
+        except NotFound:
+            return 0
+
+    @rule(index=indexes)
+    def read_profile(self, index):
+        profile = self.profile(index)
+        held = self.both(
+            lambda: self.store.records.get_profile(self.env, profile),
+            lambda: self.model.find_profile(profile) and None,
+        )
+        if held is not None:
+            self.same_profile(held)
+            assert list(held.identities) == sorted(
+                key for key, owner in self.model.identities.items() if owner == profile
+            )
+
+    def same_profile(self, held):
+        kept = self.model.find_profile(held.id)
+        assert (kept.nickname, self.model.records.get(held.id), kept.live) == (
+            held.nickname,
+            held.custom_id,
+            {each.name: each.text for each in held.attributes},
+        )
+        assert (held.created_at_us is not None) == (held.id in self.model.records)
+
     @rule(index=indexes)
     def erase(self, index):
         profile = self.profile(index)
         self.both(
             lambda: self.store.profiles.erase_profile(self.env, profile),
-            lambda: Erased(*expected_erased(self.model, profile)),
+            lambda: Erased(*self.model.erase_profile(profile)),
         )
         self.profiles.add(profile)
         self.groups |= set(self.model.groups)
@@ -263,17 +378,8 @@ class Machine(RuleBasedStateMachine):
             lambda row: (row.id, row.custom_id, row.joined_at_us),
         )
 
-    @rule(
-        steps=steps,
-        attributes=st.lists(
-            st.tuples(st.sampled_from(TEXTS), st.none() | st.sampled_from(TEXTS)), max_size=2
-        ).map(tuple),
-        name=st.none() | names,
-        custom_id=custom_ids,
-        descending=st.booleans(),
-        include_inactive=st.booleans(),
-    )
-    def stroll_through_groups(self, steps, **query):
+    @rule(steps=steps, query=queries)
+    def stroll_through_groups(self, steps, query):
         asked = GroupQuery(**query)
         self.run(
             stroll(
@@ -284,16 +390,18 @@ class Machine(RuleBasedStateMachine):
             )
         )
 
-    @rule(index=indexes, steps=steps)
-    def stroll_through_groups_of_a_profile(self, index, steps):
-        self.run(self.stroll_groups_of(self.profile(index), steps))
+    @rule(index=indexes, steps=steps, query=queries)
+    def stroll_through_groups_of_a_profile(self, index, steps, query):
+        self.run(self.stroll_groups_of(self.profile(index), steps, GroupQuery(**query)))
 
-    async def stroll_groups_of(self, profile, steps):
+    async def stroll_groups_of(self, profile, steps, query=EVERY):
         await stroll(
-            lambda cut, size: self.store.members.list_profile_groups(self.env, profile, cut, size),
+            lambda cut, size: self.store.lookups.list_profile_groups(
+                self.env, profile, cut, size, query=query
+            ),
             [
                 (number, self.model.members[number][profile], len(self.model.members[number]))
-                for number in self.model.groups_of(profile)
+                for number in self.model.groups_of(profile, query)
             ],
             steps,
             lambda row: (row.group.number, row.joined_at_us, row.members),
@@ -329,11 +437,6 @@ class Machine(RuleBasedStateMachine):
             )
         )
         assert b"".join(self.model.check_member(*pair) for pair in pairs) == letters
-
-
-def expected_erased(model, profile):
-    memberships, identities = model.erase_profile(profile)
-    return memberships, 0, identities
 
 
 def test_the_store_answers_as_dicts_do(request, backing, partitions):

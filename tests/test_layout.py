@@ -16,10 +16,12 @@ from service.registry import SCOPES
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "service").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "lua").rglob("*.lua"))
-NOUNS = {"applications", "health", "lookups", "members", "profile_groups", "tokens"}
+NOUNS = {
+    "applications", "bulk", "health", "lookups", "members", "profile_groups", "profiles", "tokens",
+}  # fmt: skip
 REDIS = {"connection", "lane", "topology", "fake"}
-FALCON = NOUNS | {"app", "endpoint", "paging"}
-PURE = {"cuts", "environment", "groups", "ids", "keys", "errors"}
+FALCON = NOUNS | {"admission", "app", "cors", "endpoint", "paging", "record"}
+PURE = {"attributes", "cuts", "environment", "groups", "ids", "keys", "errors"}
 NO_NAMES = {"utils", "helpers", "common", "manager", "base", "core", "misc"}
 LONGEST = 600
 

@@ -315,7 +315,10 @@ async def test_a_custom_id_whose_profile_is_erased_meanwhile_is_somebody_new(
     assert (row.custom_id, row.id == old) == ("carol", False)
 
 
-@pytest.mark.parametrize("parameter", ["page=2", "ordering=-created_at", "attributes=a:b"])
+@pytest.mark.parametrize(
+    "parameter",
+    ["page=2", "ordering=-created_at", "attributes=a:b", "name=a", "membership_type=static"],
+)
 async def test_parameters_that_this_list_has_not_are_refused(admin: Client, parameter: str) -> None:
     # Ignored, `page=2` gave the first page again and again.
     path = f"{GROUPS}/{await admin.group()}/members/?{parameter}"
@@ -328,3 +331,317 @@ async def test_a_field_of_a_nested_object_is_named_by_where_it_is(admin: Client)
     assert answer.plain == {
         "attributes": ["Object missing required field `key` - at `$.attributes[0]`"]
     }
+
+
+async def replaced(client: Client, path: str, body: object) -> Any:
+    """What the answer to a replacement says."""
+    return (await client.call("PUT", path, body, status=200)).body
+
+
+async def test_a_replacement_says_who_was_added_and_removed(
+    admin: Client, group: str, path: str
+) -> None:
+    await admin.post(path, {"profile_ids": [P1, P2]})
+
+    sent = [P2.upper(), P3.upper(), "x", P3, "x"]
+    answer = await admin.call("PUT", path, {"profile_ids": sent}, status=200)
+
+    assert answer.plain == {
+        "added": [P3.upper()],
+        "removed": [P1],
+        "unchanged": 1,
+        "invalid_ids": ["x"],
+    }
+    assert await held(admin, group) == [P3, P2]
+
+
+async def test_repeating_a_replacement_changes_nothing(
+    admin: Client, group: str, path: str
+) -> None:
+    for body in ({"profile_ids": uuids(250)}, {"custom_ids": ["a", "b"]}):
+        await replaced(admin, path, body)
+        before = await held(admin, group)
+        times = (await admin.get(f"{path}?page_size=1000")).body.results
+
+        again = await replaced(admin, path, body)
+
+        assert (again.added, again.removed, again.unchanged) == ([], [], len(before))
+        assert times == (await admin.get(f"{path}?page_size=1000")).body.results
+
+
+async def test_an_empty_list_empties_the_group(admin: Client, group: str, path: str) -> None:
+    await admin.post(path, {"profile_ids": uuids(120)})
+
+    body = await replaced(admin, path, {"custom_ids": []})
+
+    assert (sorted(body.removed), body.unchanged) == (uuids(120), 0)
+    assert await held(admin, group) == []
+    assert (await replaced(admin, path, {"profile_ids": []})).removed == []
+
+
+async def test_members_are_replaced_by_custom_id_and_removed_ones_are_named_by_id(
+    admin: Client, path: str
+) -> None:
+    await admin.post(path, {"custom_ids": ["a", "b"]})
+    rows = {row.custom_id: row.id for row in (await admin.get(path)).body.results}
+
+    body = await replaced(admin, path, {"custom_ids": ["b", "c", "", "x" * 256]})
+
+    assert (body.added, body.removed, body.unchanged) == (["c"], [rows["a"]], 1)
+    assert body.invalid_ids == ["", "x" * 256]
+    assert {row.custom_id for row in (await admin.get(path)).body.results} == {"b", "c"}
+
+
+async def test_who_cannot_be_added_does_not_stop_the_others(api: Api, admin: Client) -> None:
+    await api.store.registry.update_application("demo", groups_per_profile=1)
+    full = await admin.group("full")
+    await admin.post(f"{GROUPS}/{full}/members/", {"profile_ids": [P1]})
+    path = f"{GROUPS}/{await admin.group('other')}/members/"
+    await admin.post(path, {"profile_ids": [P3]})
+
+    body = (await admin.call("PUT", path, {"profile_ids": [P1, P2]}, status=200)).plain
+
+    assert (body["added"], body["removed"], body["invalid_ids"]) == ([P2], [P3], [P1])
+    assert body["errors"] == [
+        {"id": P1, "detail": "The profile is in 1 groups, as many as it may."}
+    ]
+
+
+async def test_a_registered_application_replaces_by_known_profiles_alone(
+    api: Api, admin: Client, path: str
+) -> None:
+    await admin.post(path, {"custom_ids": ["known"]})
+    [known] = (await admin.get(path)).body.results
+    await admin.post(path, {"profile_ids": [P1]})
+    await api.store.registry.update_application("demo", profiles="registered")
+
+    body = await replaced(admin, path, {"custom_ids": ["known", "unknown"]})
+    assert (body.removed, body.unchanged, body.invalid_ids) == ([P1], 1, ["unknown"])
+    body = await replaced(admin, path, {"profile_ids": [known.id, P1]})
+    assert (body.added, body.unchanged, body.invalid_ids) == ([], 1, [P1])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"profile_ids": [], "custom_ids": []},
+        {"profile_ids": None},
+        {"profile_ids": [1]},
+        {"profile_id": P1},
+        {"profile_ids": [P1], "more": 1},
+        [],
+        "",
+        "[object Object]",
+    ],
+)
+async def test_a_body_that_is_no_list_of_members_removes_nobody(
+    admin: Client, group: str, path: str, body: object
+) -> None:
+    await admin.post(path, {"profile_ids": [P1]})
+
+    await admin.call("PUT", path, body, status=400)
+
+    assert await held(admin, group) == [P1]
+
+
+async def test_ten_thousand_members_are_replaced_and_not_one_more(
+    admin: Client, group: str, path: str
+) -> None:
+    first, second = uuids(10_000), uuids(10_000, 5_000)
+    await replaced(admin, path, {"profile_ids": first})
+
+    body = await replaced(admin, path, {"profile_ids": second})
+    assert (body.added, sorted(body.removed)) == (uuids(5_000, 10_000), uuids(5_000))
+    assert body.unchanged == 5_000
+
+    answer = await admin.call("PUT", path, {"profile_ids": [*second, P1]}, status=409)
+    assert "memberships/bulk/" in answer.body.detail
+    await admin.post(path, {"profile_ids": [P1]})
+    for body in ({"profile_ids": []}, {"custom_ids": ["nobody"]}):
+        answer = await admin.call("PUT", path, body, status=409)
+        assert answer.body.detail.startswith("The group has 10,001 members.")
+        assert "memberships/bulk/" in answer.body.detail
+    assert sorted([*second, P1]) == await held(admin, group)
+    assert [] == (await admin.get(f"{path}?custom_id=nobody")).body.results
+
+
+async def test_a_refused_replacement_makes_no_profiles(api: Api, admin: Client) -> None:
+    group = await admin.group()
+    path = f"{GROUPS}/{group}/members/"
+    await admin.post(path, {"profile_ids": uuids(10_000)})
+    await admin.post(path, {"profile_ids": [P1]})
+    away = await admin.group(is_active=False)
+
+    await admin.call("PUT", path, {"custom_ids": ["nobody"]}, status=409)
+    await admin.call("PUT", f"{GROUPS}/{away}/members/", {"custom_ids": ["nobody"]}, status=404)
+    await admin.call("PUT", f"{GROUPS}/{P2}/members/", {"custom_ids": ["nobody"]}, status=404)
+
+    application = await api.store.registry.application("demo")
+    assert application is not None
+    assert [None] == await api.store.profiles.resolve_identities(
+        application.production, "customer_id", ["nobody"], create=False
+    )
+
+
+async def test_members_of_an_inactive_group_are_not_replaced(admin: Client) -> None:
+    group = await admin.group()
+    path = f"{GROUPS}/{group}/members/"
+    await admin.post(path, {"profile_ids": [P1]})
+    await admin.patch(f"{GROUPS}/{group}/", {"is_active": False})
+
+    bodies: list[object] = [{"profile_ids": []}, {"profile_ids": [P2]}, {"custom_ids": []}]
+    for body in bodies:
+        for query in ("", "?include_inactive=true"):
+            await admin.call("PUT", f"{path}{query}", body, status=404)
+
+    await admin.patch(f"{GROUPS}/{group}/?include_inactive=true", {"is_active": True})
+    assert await held(admin, group) == [P1]
+
+
+async def test_a_replacement_that_meets_a_deactivation_says_what_it_had_done(
+    api: Api, admin: Client, path: str, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.post(path, {"profile_ids": uuids(3)})
+    remove = api.store.members.remove_members
+
+    async def late(*arguments: Any) -> bytes:
+        monkeypatch.undo()
+        await admin.patch(f"{GROUPS}/{group}/", {"is_active": False})
+        return await remove(*arguments)
+
+    monkeypatch.setattr(api.store.members, "remove_members", late)
+    answer = await admin.call("PUT", path, {"profile_ids": [P1, P2]}, status=404)
+
+    assert answer.body.detail == "Not found. Before that 2 ids were added; repeating is safe."
+    await admin.patch(f"{GROUPS}/{group}/?include_inactive=true", {"is_active": True})
+    assert sorted([*uuids(3), P1, P2]) == await held(admin, group)
+    body = await replaced(admin, path, {"profile_ids": [P1, P2]})
+    assert (body.unchanged, sorted(body.removed)) == (2, uuids(3))
+
+
+async def test_who_is_being_erased_is_503_for_a_replacement_that_names_it(
+    api: Api, admin: Client, group: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.post(path, {"profile_ids": [P1, P2]})
+    [application] = await api.store.registry.list_applications()
+    with monkeypatch.context() as patched:
+        patched.setattr(api.store.profiles, "_erase", nothing)
+        await api.store.profiles.erase_profile(application.production, ids.parse(P1) or b"")
+
+    answer = await admin.call("PUT", path, {"profile_ids": [P1, P3]}, status=503)
+    assert P1 in answer.body.detail
+    assert (await admin.get(f"{path}{P3}/")).body.id == P3
+    await admin.get(f"{path}{P2}/", 404)
+    body = await replaced(admin, path, {"profile_ids": [P2]})
+    assert (body.added, body.removed) == ([P2], [P3])
+    for named in (f"?profile_id={P2}&profile_id={P1}", f"?profile_id={P1}"):
+        await admin.get(f"{path}{named}", 503)
+
+    await api.store.profiles.finish_erasures(application.production)
+    assert await held(admin, group) == [P2]
+    assert (await replaced(admin, path, {"profile_ids": [P1]})).added == [P1]
+
+
+async def test_a_custom_id_whose_profile_is_erased_during_a_replacement_is_somebody_new(
+    api: Api, admin: Client, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"{GROUPS}/{await admin.group('other')}/members/"
+    await admin.post(other, {"custom_ids": ["carol"]})
+    [old] = (await admin.get(other)).body.results
+    [application] = await api.store.registry.list_applications()
+    replace = api.store.members.replace_members
+
+    async def late(*arguments: Any, **options: Any) -> tuple[bytes, bytes]:
+        monkeypatch.undo()
+        await api.store.profiles.erase_profile(application.production, ids.parse(old.id) or b"")
+        return await replace(*arguments, **options)
+
+    monkeypatch.setattr(api.store.members, "replace_members", late)
+    body = await replaced(admin, path, {"custom_ids": ["carol", "dave"]})
+
+    assert sorted(body.added) == ["carol", "dave"]
+    rows = {row.custom_id: row.id for row in (await admin.get(path)).body.results}
+    assert (set(rows), rows["carol"] == old.id) == ({"carol", "dave"}, False)
+
+
+async def test_replacing_needs_the_scope_to_write(api: Api, path: str) -> None:
+    reader = await api.client("members:read", "groups:write")
+
+    await reader.call("PUT", path, {"profile_ids": []}, status=403)
+
+
+async def test_the_list_is_narrowed_to_profiles_by_id(admin: Client, path: str) -> None:
+    await admin.post(path, {"profile_ids": uuids(40)})
+    everybody = [row.id for page in await admin.walk(path) for row in page.results]
+    named = [*uuids(3, 5), P1, uuids(1, 5)[0].upper(), *uuids(4, 36)]
+    query = "&".join(f"profile_id={each}" for each in named)
+
+    body = (await admin.get(f"{path}?{query}")).body
+
+    expected = [each for each in everybody if each in set(named)]
+    assert (body.count, body.next, body.previous) == (7, None, None)
+    assert [row.id for row in body.results] == expected
+    pages = await admin.walk(f"{path}?{query}&page_size=3")
+    assert [row.id for page in pages for row in page.results] == expected
+    assert {page.count for page in pages} == {7}
+    assert (await admin.get(pages[1].previous)).body.results == pages[0].results
+    rows = (await admin.get(f"{path}?{query}&fields=id")).plain["results"]
+    assert rows == [{"id": each} for each in expected]
+
+
+async def test_the_list_is_narrowed_to_profiles_by_custom_id(admin: Client, path: str) -> None:
+    await admin.post(path, {"custom_ids": ["a", "b&c", "é", "d"]})
+
+    body = (await admin.get(f"{path}?custom_id=b%26c&custom_id=%C3%A9&custom_id=nobody")).body
+    assert (body.count, {row.custom_id for row in body.results}) == (2, {"b&c", "é"})
+    for query in ("custom_id=nobody", "custom_id=", f"profile_id={P1}"):
+        body = (await admin.get(f"{path}?{query}")).body
+        assert (body.count, body.results, body.next, body.previous) == (0, [], None, None)
+    for gid in (P2, "no-such-group"):
+        for query in (f"profile_id={P1}", "custom_id=a", "custom_id=nobody"):
+            await admin.get(f"{GROUPS}/{gid}/members/?{query}", 404)
+
+
+async def test_profiles_that_the_list_cannot_be_narrowed_to_are_refused(
+    admin: Client, path: str
+) -> None:
+    for query, field in (
+        ("profile_id=x", "profile_id"),
+        ("profile_id=", "profile_id"),
+        (f"profile_id={P1}&profile_id=%00", "profile_id"),
+        (f"profile_id={P1}&custom_id=a", "custom_id"),
+        ("&".join(f"profile_id={each}" for each in uuids(101)), "profile_id"),
+        ("&".join(["custom_id=a"] * 101), "custom_id"),
+        ("profile_id=%ff", None),
+    ):
+        answer = await admin.get(f"{path}?{query}", 400)
+        assert field is None or list(answer.plain) == [field]
+    await admin.get(f"{path}?{'&'.join(f'profile_id={each}' for each in uuids(100))}")
+
+
+async def test_an_admin_sees_members_of_an_inactive_group(
+    api: Api, admin: Client, path: str, group: str
+) -> None:
+    await admin.post(path, {"profile_ids": uuids(5)})
+    before = (await admin.get(path)).body
+    await admin.patch(f"{GROUPS}/{group}/", {"is_active": False})
+    reader = await api.client("members:read")
+
+    for query in ("", "&page_size=2", f"&profile_id={uuids(1)[0]}&profile_id={P1}"):
+        await admin.get(f"{path}?{query}", 404)
+        await reader.get(f"{path}?include_inactive=true{query}", 403)
+    pages = await admin.walk(f"{path}?include_inactive=true&page_size=2")
+    assert [row for page in pages for row in page.results] == before.results
+    assert (await admin.get(pages[1].previous)).body.results == pages[0].results
+    narrowed = f"{path}?include_inactive=true&profile_id={before.results[2].id}&profile_id={P1}"
+    assert (await admin.get(narrowed)).body.results == [before.results[2]]
+    one = f"{path}{before.results[0].id}/"
+    assert (await admin.get(f"{one}?include_inactive=true")).body == before.results[0]
+    await admin.get(one, 404)
+    await admin.get(f"{path}{P1}/?include_inactive=true", 404)
+    await reader.get(f"{one}?include_inactive=true", 403)
+    await admin.delete(f"{GROUPS}/{group}/?include_inactive=true")
+    await admin.get(f"{path}?include_inactive=true", 404)
+    await admin.get(f"{path}?include_inactive=true&custom_id=nobody", 404)
+    await admin.get(f"{one}?include_inactive=true", 404)

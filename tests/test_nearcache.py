@@ -138,7 +138,7 @@ async def test_so_is_the_number_of_directories(store, monkeypatch):
 
 async def warm(store, env, profile):
     """The names of a profile's groups, after which the process remembers them."""
-    page = await store.members.list_profile_groups(env, profile, None, 100)
+    page = await store.lookups.list_profile_groups(env, profile, None, 100)
     return [row.group.name for row in page.rows]
 
 

@@ -51,6 +51,7 @@ async def test_a_cursor_of_another_list_is_refused(api: Api, admin: Client) -> N
     third = await admin.group("third", attributes=[{"key": "k", "value": "v"}])
     for group in (one, other, third):
         await members(admin, group)
+    three = "&".join(f"profile_id={n:08x}-0000-4000-8000-000000000000" for n in range(3))
     lists = [
         f"{GROUPS}/{one}/members/",
         f"{GROUPS}/{other}/members/",
@@ -60,6 +61,12 @@ async def test_a_cursor_of_another_list_is_refused(api: Api, admin: Client) -> N
         f"{GROUPS}/?membership_type=static",
         f"{DEMO}/profiles/00000000-0000-4000-8000-000000000000/profile-groups/",
         f"{DEMO}/profiles/00000001-0000-4000-8000-000000000000/profile-groups/",
+        f"{DEMO}/profiles/00000000-0000-4000-8000-000000000000/profile-groups/?ordering=-created_at",
+        f"{DEMO}/profiles/00000000-0000-4000-8000-000000000000/profile-groups/?membership_type=static",
+        f"{DEMO}/profiles/00000000-0000-4000-8000-000000000000/profile-groups/?membership_type=static&include_inactive=true",
+        f"{GROUPS}/{one}/members/?include_inactive=true",
+        f"{GROUPS}/{one}/members/?{three}",
+        f"{GROUPS}/{one}/members/?{three}&profile_id={P1}",
     ]
     found = {path: await cursors(admin, path) for path in lists}
     for path in [*lists, f"{GROUPS}/?name=one", f"{GROUPS}/?attributes=k"]:

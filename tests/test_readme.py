@@ -81,6 +81,28 @@ def test_the_three_questions_are_answered_as_the_readme_says(served):
     assert sorted(row["custom_id"] for row in members["results"]) == ["alice", "bob"]
 
 
+@pytest.mark.node
+def test_the_lines_for_the_sdk_work_when_pasted(served, node_modules):
+    environment, base, said = served
+    [token] = re.findall(r"^[\w-]+\.[\w-]+\.[\w-]+$", said, re.MULTILINE)
+    [snippet] = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "'http://127.0.0.1:8000/api/v1/'" in snippet
+    snippet = snippet.replace("127.0.0.1:8000", base)
+    done = subprocess.run(
+        ["node", "--input-type=module", "--eval", snippet],
+        cwd=node_modules.parent,
+        env={**environment, "TOKEN": token},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["group"]["id"] in [row["id"] for row in shown["found"]["results"]]
+    assert [shown["group"]["id"]] == [row["group_id"] for row in shown["mine"]["results"]]
+
+
 def test_the_three_calls_that_serve_prints_work_when_pasted(served):
     environment, _, said = served
     calls = [line for line in said.splitlines() if line.startswith("curl ")]

@@ -13,6 +13,7 @@ from service.errors import Conflict, Invalid, NotFound, Unavailable, Unusable
 from service.groups import NewGroup
 from service.ids import new
 from service.store import Store
+from service.verify import verify
 from service.worker import work
 from tests import backings
 
@@ -80,8 +81,63 @@ async def test_settings_change_one_by_one(store, second):
     assert 7 == found.production.groups_per_profile
 
 
+async def test_limits_and_anonymous_profiles_are_settings_too(store, second):
+    made = await store.registry.create_application("one")
+    assert (True, 6000, None) == (
+        made.anonymous_profiles,
+        made.anonymous_per_minute,
+        made.requests_per_second,
+    )
+    await asyncio.gather(
+        store.registry.update_application("one", anonymous_profiles=False),
+        second.registry.update_application("one", anonymous_per_minute=1),
+        second.registry.update_application("one", requests_per_second=7),
+    )
+    found = (await second.registry.list_applications())[0]
+    assert (False, 1, 7) == (
+        found.anonymous_profiles,
+        found.anonymous_per_minute,
+        found.requests_per_second,
+    )
+    changed = await store.registry.update_application("one", requests_per_second=None)
+    assert (False, 1, None) == (
+        changed.anonymous_profiles,
+        changed.anonymous_per_minute,
+        changed.requests_per_second,
+    )
+
+
+async def test_a_document_of_an_older_version_has_the_defaults(store):
+    """0.2 wrote none of these members."""
+    made = await store.registry.create_application("one")
+    key = keys.key(keys.REGISTRY, "applications")
+    raw = await store.connection.command(key, "HGET", key, str(made.number))
+    names = ("anonymous_profiles", "anonymous_per_minute", "requests_per_second", "signing_secrets")
+    older = {name: value for name, value in msgspec.json.decode(raw).items() if name not in names}
+    assert len(msgspec.json.decode(raw)) == len(older) + 4
+    await store.connection.command(key, "HSET", key, str(made.number), msgspec.json.encode(older))
+
+    [found] = await store.registry.list_applications()
+    assert (True, 6000, None, {}) == tuple(getattr(found, name) for name in names)
+    changed = await store.registry.update_application("one", requests_per_second=3)
+    assert (True, 6000, 3, {}) == tuple(getattr(changed, name) for name in names)
+
+
 @pytest.mark.parametrize(
-    "change", [{"profiles": "some"}, {"groups_per_profile": 0}, {"groups_per_profile": 10_001}]
+    "change",
+    [
+        {"profiles": "some"},
+        {"groups_per_profile": 0},
+        {"groups_per_profile": 10_001},
+        {"anonymous_profiles": "yes"},
+        {"anonymous_profiles": None},
+        {"anonymous_per_minute": 0},
+        {"anonymous_per_minute": None},
+        {"requests_per_second": 0},
+        {"requests_per_second": 1.5},
+        {"requests_per_second": 1_000_001},
+        {"name": ""},
+    ],
 )
 async def test_a_setting_that_cannot_be_is_refused(store, change):
     await store.registry.create_application("one")
@@ -115,6 +171,18 @@ async def test_an_application_that_holds_something_is_not_deleted(store, quickly
     await work(store, grace_us=0)
     await store.registry.delete_application("one")
     assert await store.registry.application("one") is None
+
+
+async def test_what_erasing_leaves_of_a_deleted_application_is_no_finding(store, quickly):
+    # For a day `verify` exited 1 about a fence, which goes by itself.
+    application = await store.registry.create_application("one")
+    env = application.production
+    [erased] = await store.profiles.resolve_identities(env, "customer_id", ["c"], create=True)
+    await store.profiles.erase_profile(env, erased)
+    await store.registry.delete_application("one")
+    fence = keys.of_profile(env.home(env.mixer.mix(erased)), "fence", env.mixer.mix(erased))
+    assert await store.connection.command(fence, "EXISTS", fence)
+    assert [] == (await verify(store)).problems
 
 
 async def field(store, kind, name):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -11,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -368,3 +371,126 @@ def test_who_sends_ahead_and_leaves_is_forgotten(serve):
         with socket.create_connection((host, int(port)), timeout=5) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
     assert one.get().status_code == 200
+
+
+def scrape(one: Serving) -> dict[str, float]:
+    """Every sample of `/metrics`, as it is written."""
+    rows = [line for line in one.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (row.rpartition(" ") for row in rows)}
+
+
+def healthy(one: Serving) -> float:
+    """How often `/healthz` was answered, as all API processes know it together."""
+    name = 'belong_http_requests_total{method="GET",route="/healthz",status="200"}'
+    return scrape(one).get(name, 0)
+
+
+def by_each(one: Serving, requests: int) -> None:
+    """Make requests on new connections until each API process has answered one."""
+    answered: set[str] = set()
+    with httpx.Client(base_url=one.base, headers={"connection": "close"}) as client:
+        while len(answered) < len(one.api_processes) or requests > 0:
+            answered.add(client.get("/healthz").headers["x-request-id"].partition("-")[0])
+            requests -= 1
+
+
+def test_metrics_are_those_of_all_processes(serve):
+    one = serve("--workers", "2", "--demo").ready()
+    both(one)
+    by_each(one, 20)
+    # Whoever is asked knows of the others what they had counted a second ago.
+    eventually(lambda: healthy(one) >= 20, 3)
+    before = healthy(one)
+    by_each(one, 10)
+    eventually(lambda: healthy(one) >= before + 10, 3)
+    found = scrape(one)
+    assert found['belong_processes{program="api"}'] == 2
+    assert found['belong_processes{program="worker"}'] == 1
+    passed = "belong_worker_last_pass_timestamp_seconds"
+    eventually(lambda: scrape(one).get(passed, 0) > time.time() - 10)
+    groups = 'belong_groups{application="demo",environment="production"}'
+    eventually(lambda: scrape(one).get(groups) == 1)
+
+
+def test_counters_do_not_fall_and_no_gauge_is_left_when_an_api_process_is_killed(serve):
+    one = serve("--workers", "2").ready()
+    victim, other = both(one)
+    by_each(one, 20)
+    time.sleep(2)
+    before = healthy(one)
+    os.kill(victim, signal.SIGKILL)
+    for _ in range(8):
+        with contextlib.suppress(httpx.TransportError):
+            found = scrape(one)
+            # This one, and one of before that the other process has not forgotten yet.
+            assert 1 <= found["belong_http_requests_in_flight"] <= 2
+            assert found['belong_processes{program="api"}'] <= 2
+            assert healthy(one) >= before
+    eventually(lambda: scrape(one).get('belong_processes{program="api"}') == 2)
+    [fresh] = [pid for pid in both(one) if pid != other]
+    assert fresh != victim
+    again = healthy(one)
+    assert before <= again <= before + 1
+
+
+def test_metrics_survive_the_master_and_the_worker_and_their_directory_goes_in_the_end(serve):
+    one = serve().ready()
+    [worker] = eventually(lambda: one.pids("worker"))
+    directory = metrics_directory(worker)
+    by_each(one, 5)
+    time.sleep(1.2)
+    before = healthy(one)
+    [orphan] = one.api_processes
+    os.kill(worker, signal.SIGKILL)
+    os.kill(one.master, signal.SIGKILL)
+    eventually(lambda: not lives(orphan), 1.5)
+    eventually(lambda: scrape(one).get('belong_processes{program="worker"}') == 1)
+    assert scrape(one)['belong_processes{program="api"}'] == 1
+    assert healthy(one) >= before
+    assert directory.is_dir()
+    assert one.stop() == 0
+    assert not directory.exists()
+
+
+def test_what_a_stopped_process_counted_last_is_kept(serve):
+    one = serve().ready()
+    by_each(one, 5)
+    before = healthy(one)
+    by_each(one, 7)
+    [victim] = one.api_processes
+    os.kill(victim, signal.SIGTERM)
+    eventually(lambda: not lives(victim))
+    eventually(lambda: healthy(one) >= before + 7)
+
+
+def test_metrics_are_answered_while_the_store_is_gone(serve, tmp_path):
+    store = EmbeddedServer(tmp_path / "elsewhere")
+    store.start()
+    one = serve("--redis-url", store.url)
+    eventually(lambda: one.get("/readyz").status_code == 200)
+    lost = scrape(one)["belong_store_connections_lost_total"]
+    store.stop()
+    assert one.get("/readyz").status_code == 503
+    assert scrape(one)["belong_store_connections_lost_total"] > lost
+    assert one.stop() == 0
+
+
+def metrics_directory(pid: int) -> Path:
+    """The directory in which a child of the supervisor counts."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return Path(words[words.index("worker") + 2])
+
+
+def test_the_request_log_is_one_object_per_line_of_all_processes(serve):
+    one = serve("--workers", "2", "--request-log", "all").ready()
+    both(one)
+    with (
+        httpx.Client(base_url=one.base, headers={"connection": "close"}) as client,
+        concurrent.futures.ThreadPoolExecutor(8) as callers,
+    ):
+        list(callers.map(lambda _: client.get("/nothing"), range(200)))
+    assert one.stop() == 0
+    lines = [json.loads(line) for line in one.log.read_text().splitlines() if "/nothing" in line]
+    assert len(lines) == 200
+    assert {line["status"] for line in lines} == {404}
+    assert len({line["request_id"] for line in lines}) == 200

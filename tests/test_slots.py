@@ -96,7 +96,7 @@ async def test_a_partition_moves_while_members_come_and_go(store, env, backing, 
     async def look():
         while not done.is_set():
             one = random.choice(staying)
-            page = await repeated(lambda p=one: store.members.list_profile_groups(env, p, None, 10))
+            page = await repeated(lambda p=one: store.lookups.list_profile_groups(env, p, None, 10))
             assert [group.number for group in groups] == [row.group.number for row in page.rows]
             number = random.choice(groups).number
             assert set(staying) <= set(await everybody(store, env, number))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service import ids, keys, scripts
+from service import ids, keys, scripts, store_members
 from service.cuts import Cut
-from service.errors import NotFound, Unavailable
+from service.errors import Conflict, NotFound, Unavailable
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.store import Store
 from service.worker import work
@@ -145,7 +145,7 @@ async def test_an_inactive_group_has_no_members_until_it_is_active_again(store, 
     ):
         with pytest.raises(NotFound):
             await asked
-    assert [] == (await store.members.list_profile_groups(env, one, None, 10)).rows
+    assert [] == (await store.lookups.list_profile_groups(env, one, None, 10)).rows
     awake = GroupChanges(is_active=True)
     await store.groups.update_group(env, group.id, awake, include_inactive=True)
     assert [one] == await everybody(store, env, group.number)
@@ -323,6 +323,175 @@ async def test_delete_against_adding_leaves_nobody_behind(store, second, env):
     assert set() == kinds & {"m", "g", "count", "shape", "deleting"}
 
 
+async def test_a_replacement_answers_for_each_id_and_names_who_left(store, env, group):
+    staying, coming, going = some(3), some(70), some(120)
+    await add(store, env, group, staying + going)
+    given = [coming[0], *staying, *coming, staying[0]]
+    outcome, removed = await store.members.replace_members(env, group.number, b"".join(given))
+    assert b"+===" + b"+" * 70 + b"=" == outcome
+    assert sorted(going) == sorted(ids.split(removed))
+    assert sorted(staying + coming) == sorted(await everybody(store, env, group.number))
+    again = await store.members.replace_members(env, group.number, b"".join(given))
+    assert (b"=" * 75, b"") == again
+    outcome, removed = await store.members.replace_members(env, group.number, b"")
+    assert (b"", set(staying + coming)) == (outcome, set(ids.split(removed)))
+    assert [0] == await store.members.count_members(env, [group.number])
+
+
+async def test_who_stays_in_a_replacement_keeps_the_time_of_joining(store, env, group):
+    one, two = some(2)
+    await store.members.add_members(env, group.number, one, now_us=1)
+    await store.members.replace_members(env, group.number, one + two, now_us=2)
+    joined = await store.members.get_members(env, group.number, two + one)
+    assert [2, 1] == [member.joined_at_us for member in joined]
+
+
+@on_real_servers
+async def test_members_are_replaced_up_to_ten_thousand_and_not_beyond(store, env, group):
+    wanted = some(10_000)
+    await store.members.replace_members(env, group.number, b"".join(wanted))
+    others = wanted[50:] + some(50)
+    outcome, removed = await store.members.replace_members(env, group.number, b"".join(others))
+    assert (9_950, 50, set(wanted[:50])) == (
+        outcome.count(b"="),
+        outcome.count(b"+"),
+        set(ids.split(removed)),
+    )
+    await add(store, env, group, some(1))
+    for refused in (
+        store.members.replace_members(env, group.number, b""),
+        store.members.check_replaceable(env, group.number),
+    ):
+        with pytest.raises(Conflict, match="10,001 members"):
+            await refused
+    assert [10_001] == await store.members.count_members(env, [group.number])
+
+
+async def test_a_group_that_grows_while_it_is_read_is_not_replaced(store, env, group, monkeypatch):
+    monkeypatch.setattr(store_members, "REPLACED", 400)
+    monkeypatch.setattr(store_members, "LISTED", 10)
+    await add(store, env, group, some(350))
+    call, grown = store.connection.call, some(300)
+
+    async def slow(script, *arguments, **options):
+        reply = await call(script, *arguments, **options)
+        if script.name == "list_member_ids" and grown:
+            part = b"".join(grown.pop() for _ in range(min(60, len(grown))))
+            await store.members.add_members(env, group.number, part)
+        return reply
+
+    monkeypatch.setattr(store.connection, "call", slow)
+    with pytest.raises(Conflict):
+        await store.members.replace_members(env, group.number, b"")
+    monkeypatch.undo()
+    assert [650 - len(grown)] == await store.members.count_members(env, [group.number])
+
+
+@on_real_servers
+async def test_two_replacements_at_once_never_contradict(store, second, env, group):
+    both, one, other, before = some(40), some(150), some(150), some(300)
+    for _ in range(6):
+        await add(store, env, group, before)
+        await asyncio.gather(
+            store.members.replace_members(env, group.number, b"".join(both + one)),
+            second.members.replace_members(env, group.number, b"".join(other + both)),
+        )
+        found = set(await everybody(store, env, group.number))
+        assert set(both) <= found <= set(both + one + other)
+        assert [len(found)] == await store.members.count_members(env, [group.number])
+        await store.members.replace_members(env, group.number, b"")
+
+
+@on_real_servers
+async def test_a_replacement_among_other_writers_is_exact_for_whom_they_leave_alone(
+    store, second, env, group
+):
+    staying, leaving, theirs = some(300), some(300), some(400)
+    await add(store, env, group, staying + leaving)
+    done = asyncio.Event()
+
+    async def change():
+        while not done.is_set():
+            await second.members.add_members(env, group.number, b"".join(theirs))
+            await second.members.remove_members(env, group.number, b"".join(theirs))
+
+    changing = asyncio.ensure_future(change())
+    coming = some(100)
+    outcome, removed = await store.members.replace_members(
+        env, group.number, b"".join(staying + coming)
+    )
+    done.set()
+    await changing
+    assert b"=" * 300 + b"+" * 100 == outcome
+    assert set(leaving) <= set(ids.split(removed)) <= set(leaving + theirs)
+    assert set(staying + coming) == set(await everybody(store, env, group.number))
+
+
+async def test_a_replacement_of_members_of_no_group_is_refused(store, env, group):
+    one, two = some(2)
+    await store.members.add_members(env, group.number, one)
+    await store.groups.update_group(env, group.id, GroupChanges(is_active=False))
+    for wanted in (b"", one, two):
+        with pytest.raises(NotFound):
+            await store.members.replace_members(env, group.number, wanted)
+    awake = GroupChanges(is_active=True)
+    await store.groups.update_group(env, group.id, awake, include_inactive=True)
+    assert [one] == await everybody(store, env, group.number)
+    await store.groups.delete_group(env, group.id)
+    with pytest.raises(NotFound):
+        await store.members.replace_members(env, group.number, b"")
+
+
+async def test_profiles_are_found_among_members_in_the_order_of_the_list(store, env, group):
+    members, strangers = some(60), some(40)
+    await add(store, env, group, members)
+    order = await everybody(store, env, group.number)
+    wanted = random.sample(members, 30)
+    packed = b"".join(random.sample([*wanted, *strangers], 70))
+    await stroll(
+        lambda cut, size: store.members.find_members(env, group.number, packed, cut, size),
+        [each for each in order if each in set(wanted)],
+        [(7, False), (3, False), (5, True), (1, False), (50, False), (6, True), (6, True)],
+        lambda row: row.id,
+    )
+    found = await store.members.get_members(env, group.number, packed)
+    assert [each if each in set(wanted) else None for each in ids.split(packed)] == [
+        member and member.id for member in found
+    ]
+
+
+async def test_members_of_an_inactive_group_are_shown_to_who_asks_for_them(store, env, group):
+    wanted = some(30)
+    await add(store, env, group, wanted)
+    packed, shown = b"".join(wanted), {"include_inactive": True}
+    before = await store.members.list_members(env, group.number, None, 20)
+    await store.groups.update_group(env, group.id, GroupChanges(is_active=False))
+    page = await store.members.list_members(env, group.number, None, 20, **shown)
+    assert before == page
+    rest = await store.members.list_members(env, group.number, page.last, 20, **shown)
+    assert set(wanted) == {row.id for row in page.rows + rest.rows}
+    again = await store.members.list_members(env, group.number, rest.first, 20, **shown)
+    assert page == again
+    found = await store.members.find_members(env, group.number, packed, None, 20, **shown)
+    assert page.rows == found.rows
+    one = await store.members.get_member(env, group.number, page.rows[3].id, **shown)
+    assert page.rows[3] == one
+    for refused in (
+        store.members.find_members(env, group.number, packed, None, 20),
+        store.members.get_members(env, group.number, packed),
+    ):
+        with pytest.raises(NotFound):
+            await refused
+    await store.groups.delete_group(env, group.id, include_inactive=True)
+    for refused in (
+        store.members.list_members(env, group.number, None, 20, **shown),
+        store.members.find_members(env, group.number, packed, None, 20, **shown),
+        store.members.get_member(env, group.number, wanted[0], **shown),
+    ):
+        with pytest.raises(NotFound):
+            await refused
+
+
 @asynccontextmanager
 async def alone(*options):
     """A server of our own, an open store that asks nothing by itself, and an application."""
@@ -362,8 +531,12 @@ async def test_a_full_store_can_be_read_and_emptied():
                 await refused
         assert {one, two, named} == set(await everybody(store, env, number))
         assert b"1" == await store.members.check_members(env, [number], one)
-        assert 2 == (await store.members.list_profile_groups(env, one, None, 10)).count
-        assert b"-" == await store.members.remove_members(env, number, one)
+        assert 2 == (await store.lookups.list_profile_groups(env, one, None, 10)).count
+        everyone = b"".join([one, two, named])
+        assert (b"===", b"") == await store.members.replace_members(env, number, everyone)
+        with pytest.raises(Unavailable):
+            await store.members.replace_members(env, number, ids.new())
+        assert (b"==", one) == await store.members.replace_members(env, number, two + named)
         assert 2 == (await store.profiles.erase_profile(env, named)).memberships
         await store.groups.delete_group(env, groups[1].id)
         assert 1 == await store.upkeep.sweep_groups(env, 2**62)
@@ -403,7 +576,7 @@ async def test_a_warm_lookup_is_one_command():
             await store.members.add_members(env, group.number, one)
         lookups = {
             "check": lambda: check(store, env, groups[0].id, one),
-            "groups of a profile": lambda: store.members.list_profile_groups(env, one, None, 20),
+            "groups of a profile": lambda: store.lookups.list_profile_groups(env, one, None, 20),
         }
         costs = {}
         for name, lookup in lookups.items():
@@ -457,6 +630,7 @@ class Loaded:
     big: Group
     many: list[Group]
     joiner: bytes
+    everywhere: bytes
     listed: list[str]
 
     async def create(self):
@@ -476,7 +650,19 @@ async def loaded(store, env):
     for group in many:
         await store.members.add_members(env, group.number, joiner)
     await store.profiles.resolve_identities(env, "email", listed, create=True)
-    return Loaded(store, env, everyone, big, many, joiner, listed)
+    everywhere = await in_ten_thousand_groups(store, env)
+    return Loaded(store, env, everyone, big, many, joiner, everywhere, listed)
+
+
+async def in_ten_thousand_groups(store, env):
+    """Somebody of whom so much is only said: most of these groups do not exist."""
+    one = ids.new()
+    mixed = env.mixer.mix(one)
+    key = keys.of_profile(env.home(mixed), "m", mixed)
+    for start in range(1, 10_000, 1000):
+        fields = [part for n in range(start, start + 1000) for part in (n, 1_763_758_800_000_123)]
+        await store.connection.command(key, "HSET", key, *fields)
+    return one
 
 
 async def add_to_big(at):
@@ -517,12 +703,48 @@ async def list_members(at):
 
 async def list_1000_groups_of_profile(at):
     yield
-    await at.store.members.list_profile_groups(at.env, at.joiner, None, 1000)
+    await at.store.lookups.list_profile_groups(at.env, at.joiner, None, 1000)
 
 
 async def list_20_of_1000_groups_of_profile(at):
     yield
-    await at.store.members.list_profile_groups(at.env, at.joiner, None, 20)
+    await at.store.lookups.list_profile_groups(at.env, at.joiner, None, 20)
+
+
+async def list_20_of_10000_groups_of_profile(at):
+    yield
+    await at.store.lookups.list_profile_groups(at.env, at.everywhere, None, 20)
+
+
+async def list_1000_of_10000_groups_of_profile(at):
+    yield
+    await at.store.lookups.list_profile_groups(at.env, at.everywhere, None, 1000)
+
+
+async def filter_10000_groups_of_profile(at):
+    query = GroupQuery(name="g", membership_type="static", include_inactive=True)
+    yield
+    await at.store.lookups.list_profile_groups(at.env, at.everywhere, None, 20, query=query)
+
+
+async def filter_1000_groups_of_profile_by_100_conditions(at):
+    query = GroupQuery(attributes=tuple((f"k{n}", "v") for n in range(100)), include_inactive=True)
+    yield
+    await at.store.lookups.list_profile_groups(at.env, at.joiner, None, 20, query=query)
+
+
+async def find_100_members(at):
+    packed = b"".join(at.everyone[:100])
+    yield
+    await at.store.members.find_members(at.env, at.big.number, packed, None, 100)
+
+
+async def replace_10000_members(at):
+    group = await at.create()
+    await at.add(group.number, at.everyone[:10_000])
+    wanted = b"".join([*at.everyone[100:10_000], *some(100)])
+    yield
+    await at.store.members.replace_members(at.env, group.number, wanted)
 
 
 async def count_1000_groups(at):
@@ -600,8 +822,12 @@ async def purge(at):
     await at.store.upkeep.purge_states(at.env, 2)
 
 
-UNBOUNDED = {list_1000_groups_of_profile, list_20_of_1000_groups_of_profile}
-"""They look at all groups of a profile, at most 1,000 (a setting): 2 to 4 us for each."""
+LONGER = {
+    list_20_of_10000_groups_of_profile,
+    list_1000_of_10000_groups_of_profile,
+    filter_10000_groups_of_profile,
+}
+"""The numbers of 10,000 groups (1,000 unless set otherwise) are read at once: twice as long."""
 LARGEST = (
     add_to_big,
     add_to_new,
@@ -611,6 +837,12 @@ LARGEST = (
     list_members,
     list_1000_groups_of_profile,
     list_20_of_1000_groups_of_profile,
+    list_20_of_10000_groups_of_profile,
+    list_1000_of_10000_groups_of_profile,
+    filter_10000_groups_of_profile,
+    filter_1000_groups_of_profile_by_100_conditions,
+    find_100_members,
+    replace_10000_members,
     count_1000_groups,
     sweep,
     erase,
@@ -626,6 +858,7 @@ LARGEST = (
 """Operations that send their longest script at its largest size, after a first part unmeasured."""
 
 
+@pytest.mark.alone
 async def test_no_script_holds_the_server_up_for_long():
     """Medians of several runs by the server's clock, in terms of how fast it is at the moment.
 
@@ -650,7 +883,9 @@ async def test_no_script_holds_the_server_up_for_long():
             longest[operation], us = max(map(statistics.median_low, found.values()))
             table.append(f"{operation.__name__:36}{us:8.0f} us  {longest[operation]:8.0f}\n")
     sys.stdout.write("".join(table))
-    assert UNBOUNDED >= {each for each, us in longest.items() if us > LONGEST_US}
+    late = {each for each, us in longest.items() if us > LONGEST_US}
+    assert late <= LONGER
+    assert max(longest.values()) <= 2 * LONGEST_US
 
 
 def test_every_script_that_only_removes_may_run_in_a_full_store():

@@ -188,7 +188,7 @@ async def test_a_profile_being_erased_is_skipped_by_everybody(store, env):
         with pytest.raises(Erasing):
             await store.members.get_member(env, number, profile)
         with pytest.raises(Erasing):
-            await store.members.list_profile_groups(env, profile, None, 10)
+            await store.lookups.list_profile_groups(env, profile, None, 10)
         with pytest.raises(Erasing):
             await store.profiles.add_identity(env, profile, "email", "z")
     assert await owner(store, env, "email", "z") is None
@@ -306,7 +306,7 @@ async def test_a_profile_is_erased_while_others_write_to_it(store, second, env):
             ),
             second.profiles.add_identity(env, profile, "customer_id", f"c{n}"),
             second.profiles.add_identity(env, profile, "email", f"e{n}"),
-            second.members.list_profile_groups(env, profile, None, 10),
+            second.lookups.list_profile_groups(env, profile, None, 10),
             second.profiles.resolve_identities(env, "customer_id", [f"c{n}"], create=True),
             return_exceptions=True,
         )
@@ -328,7 +328,7 @@ def test_no_script_orders_texts():
         for file in files
         for sorted_by in re.findall(r"table\.sort\((.*)\)", file.read_text())
     }
-    numbers = {("list_profile_groups", "active")}
+    numbers = {("list_profile_groups", "listed")}
     assert numbers == {(name, by) for name, by in sorts if ", " not in by}
 
 

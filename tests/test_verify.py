@@ -19,9 +19,11 @@ import pytest
 
 from service import ids, keys, worker
 from service import verify as verify_module
+from service.attributes import value_of
 from service.errors import BelongError, NotFound, Unavailable
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.store import Store
+from service.store_records import ProfileChanges
 from service.verify import repair, verify
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class World:
     idle: Group
     members: dict[int, dict[bytes, int]] = field(default_factory=dict)
     identities: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
+    attributes: dict[bytes, dict[str, str]] = field(default_factory=dict)
 
     async def do(self, key: bytes, name: str, *parts: bytes | str | int):
         """Run a plain command on a key."""
@@ -132,6 +135,10 @@ class World:
                 self.env, kind, [value], create=False
             )
             assert (kind, value, found16) == (kind, value, id16)
+        for id16, expected in self.attributes.items():
+            profile = await self.store.records.get_profile(self.env, id16)
+            assert {each.name: each.text for each in profile.attributes} == expected
+            assert profile.created_at_us is not None
 
 
 async def build(store: Store, env: Environment) -> World:
@@ -152,6 +159,11 @@ async def build(store: Store, env: Environment) -> World:
         if n < 4:
             await store.profiles.add_identity(env, each, "email", f"p{n}@example.org")
             world.identities["email", f"p{n}@example.org"] = each
+            for texts in ({"gone": "x", "k": "v"}, {"k": "v", "é": f"{n}"}):
+                given = {name: value_of(text) for name, text in texts.items()}
+                changes = ProfileChanges(nickname="N", custom_data="D", attributes=given)
+                await store.records.update_profile(env, each, changes)
+            world.attributes[each] = texts
     for group, members in ((big, crowd), (small, known[:5]), (idle, crowd[:4]), (gone, crowd[:9])):
         world.members[group.number] = dict.fromkeys(members, JOINED_US)
         await store.members.add_members(env, group.number, b"".join(members), now_us=JOINED_US)
@@ -573,6 +585,92 @@ async def attributes_without_a_record(world):
     id16 = fixed(7)
     await world.do(world.of("attributes", id16), "HSET", "age", "3")
     return [ids.text(id16), "no record"]
+
+
+@breakage
+async def many_attributes_without_a_record(world):
+    id16 = fixed(8)
+    parts = [part for n in range(700) for part in (f"a{n}", f'20 10 "{n}"')]
+    await world.do(world.of("attributes", id16), "HSET", *parts)
+    world.attributes[id16] = {f"a{n}": str(n) for n in range(700)}
+    return [ids.text(id16), "no record"]
+
+
+def an_attribute_that_is_none(name, field, held):
+    async def broken(world):
+        id16 = world.identities["email", "p0@example.org"]
+        await world.do(world.of("attributes", id16), "HSET", field, held)
+        world.attributes[id16].pop("k" if field == "k" else "", None)
+        return [ids.text(id16), "attribute", "which is none"]
+
+    broken.__name__ = f"an_attribute_{name}"
+    return breakage(broken)
+
+
+an_attribute_that_is_none("without_a_time", "k", '"v"')
+an_attribute_that_is_none("without_since", "k", '20 "v"')
+an_attribute_that_is_none("since_after_its_time", "k", '10 20 "v"')
+an_attribute_that_is_none("that_is_no_json", "k", "20 10 v")
+an_attribute_that_is_none("that_is_an_object", "k", "20 10 {}")
+an_attribute_that_is_none("that_is_no_utf8", "k", b'20 10 "\xff"')
+an_attribute_that_is_none("with_a_name_that_is_no_utf8", b"\xff", '20 10 "v"')
+an_attribute_that_is_none("with_a_name_that_is_too_long", "x" * 257, '20 10 "v"')
+an_attribute_that_is_none("without_a_name", "", '20 10 "v"')
+an_attribute_that_is_none("deleted_at_no_time", "other", "now")
+
+
+@breakage
+async def attributes_of_the_wrong_type(world):
+    id16 = world.identities["email", "p1@example.org"]
+    await world.do(world.of("attributes", id16), "SET", 1)
+    world.attributes[id16] = {}
+    return [":attributes:", "is a string"]
+
+
+@breakage
+async def attributes_in_the_wrong_partition(world):
+    id16 = fixed(9)
+    wrong = world.env.partitions[(world.partition(id16) + 1) % len(world.env.partitions)]
+    key = keys.of_profile(wrong, "attributes", world.mixed(id16))
+    await world.do(key, "HSET", "k", '20 10 "v"')
+    world.attributes[id16] = {"k": "v"}
+    return [ids.text(id16), "no record"]
+
+
+@breakage
+async def a_record_without_a_time(world):
+    id16 = world.identities["email", "p0@example.org"]
+    await world.do(world.of("profile", id16), "HDEL", "created_at")
+    return [ids.text(id16), "no created_at"]
+
+
+@breakage
+async def a_record_created_at_no_time(world):
+    id16 = world.identities["email", "p0@example.org"]
+    await world.do(world.of("profile", id16), "HSET", "created_at", "yesterday")
+    return [ids.text(id16), "created_at 'yesterday', which is none"]
+
+
+@breakage
+async def a_seq_that_is_no_number(world):
+    id16 = world.identities["email", "p0@example.org"]
+    await world.do(world.of("profile", id16), "HSET", "seq", "1.7e15")
+    return [ids.text(id16), "seq '1.7e15', which is none"]
+
+
+@breakage
+async def a_nickname_that_is_no_utf8(world):
+    id16 = world.identities["email", "p0@example.org"]
+    await world.do(world.of("profile", id16), "HSET", "nickname", b"\xff")
+    await world.do(world.of("profile", id16), "HSET", "custom_data", b"\xff" * 500)
+    return [ids.text(id16), "nickname '\\xff', which is none"]
+
+
+@breakage
+async def a_field_that_no_record_has(world):
+    id16 = world.identities["email", "p0@example.org"]
+    await world.do(world.of("profile", id16), "HSET", "shoe_size", "44")
+    return [ids.text(id16), "a field 'shoe_size'"]
 
 
 @breakage

@@ -26,6 +26,7 @@ from service.verify.look_groups import (
 )
 from service.verify.look_members import look_fields, look_groups, look_memberships, look_segments
 from service.verify.look_profiles import (
+    look_attributes,
     look_buckets,
     look_erasing,
     look_listings,
@@ -80,13 +81,14 @@ LOOKS: dict[str, Look] = {
     "field": look_fields,
     "record": look_records,
     "listing": look_listings,
+    "attributes": look_attributes,
     "bucket": look_buckets,
     "reserved": look_reserved,
     "erasing": look_erasing,
 }
 """How units of each kind are looked at."""
 BY_NAME = {
-    "group": "group", "m": "m", "g": "g", "profile": "record", "attributes": "listing",
+    "group": "group", "m": "m", "g": "g", "profile": "record", "attributes": "attributes",
     "identities": "listing", "identity": "bucket",
 }  # fmt: skip
 """Kinds of keys that are units by what their name ends in -> kind of unit."""
@@ -187,7 +189,8 @@ async def look(census: Census, kind: str, tag: bytes, names: list[bytes]) -> lis
 
 
 def _named(census: Census, kind: str, tag: bytes, name: bytes) -> str:
-    return census.profile(tag, name) if kind in {"m", "record", "listing"} else shown(name)
+    of_profile = kind in {"m", "record", "listing", "attributes"}
+    return census.profile(tag, name) if of_profile else shown(name)
 
 
 async def _total(census: Census) -> int:
@@ -220,6 +223,11 @@ class _Walk:
         tag = raw[: raw.find(b"}") + 1] if raw.startswith(b"{") else b""
         if tag in self.census.places or tag == keys.REGISTRY:
             self.await_look("key", tag, raw)
+            return
+        key = keys.parse(raw)
+        if key is not None and key.kind in keys.EXPIRING:
+            # What a deleted application left to go by itself is looked at, but is no example.
+            self.await_look("foreign", tag, raw)
             return
         seen = self.census.foreign[tag] = self.census.foreign.get(tag, 0) + 1
         if seen <= EXAMPLES:

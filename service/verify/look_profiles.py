@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from service import ids, keys
+from service.attributes import is_sound
 from service.verify.findings import STEP, Finding, Unit, in_steps, shown, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from service.verify.findings import Census
 
@@ -92,15 +93,89 @@ async def look_records(census: Census, tag: bytes, names: list[bytes]) -> list[F
         listed += [(mixed, field) for field in fields]
     for part in in_steps(listed):
         found += await _look_listed(census, tag, part)
+    return found + await _look_kept(census, tag, "record", names)
+
+
+async def look_attributes(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
+    """Look at attributes of profiles: each can be read, and belongs to somebody with a record."""
+    return [
+        *await _look_recordless(census, tag, "attributes", names),
+        *await _look_kept(census, tag, "attributes", names),
+    ]
+
+
+async def kept(
+    census: Census, tag: bytes, kind: str, names: list[bytes]
+) -> AsyncIterator[tuple[bytes, bytes, bytes]]:
+    """Walk what is kept of profiles, in hashes of a kind: mixed id, field, value."""
+    cursor, left = b"0", names
+    while left:
+        done, cursor, *rows = await census.call(
+            "verify_kept", [keys.key(tag, "erasing")], [kind, cursor, STEP, *left]
+        )
+        for row in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+            yield row
+        left = left[done:]
+
+
+def wrong_field(kind: str, field: bytes, value: bytes) -> str | None:
+    """Say what is wrong with a field of a record or with an attribute, None if nothing is."""
+    if kind == "attributes":
+        return None if is_sound(field, value) else f"the attribute {shown(field)}, which is none"
+    if field in {b"created_at", b"seq"}:
+        sound = whole(value) is not None
+    elif field in {b"nickname", b"custom_data", b"mpid"}:
+        sound = _is_text(value)
+    else:
+        # What it shows as its custom id is held against its identities.
+        return None if field == b"custom_id" else f"a field {shown(field)}, which no record has"
+    return None if sound else f"{field.decode()} {shown(value)}, which is none"
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def _look_kept(census: Census, tag: bytes, unit: str, names: list[bytes]) -> list[Finding]:
+    kind = "profile" if unit == "record" else unit
+    found = []
+    undated: set[bytes] = set()
+    dated: set[bytes] = set()
+    async for mixed, field, value in kept(census, tag, kind, names):
+        (dated if field == b"created_at" else undated).add(mixed)
+        wrong = wrong_field(kind, field, value)
+        if wrong is not None:
+            text = f"{census.label(tag)}: profile {census.profile(tag, mixed)} has {wrong}"
+            found.append(Finding(Unit(unit, tag, mixed), "kept", field, text))
+    if kind == "profile":
+        found += [
+            Finding(
+                Unit(unit, tag, mixed),
+                "kept",
+                b"created_at",
+                f"{census.label(tag)}: profile {census.profile(tag, mixed)} has no created_at",
+            )
+            for mixed in undated - dated
+        ]
     return found
 
 
 async def look_listings(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Look whether profiles that have attributes or identities have a record."""
+    """Look whether profiles that have identities have a record."""
+    return await _look_recordless(census, tag, "listing", names)
+
+
+async def _look_recordless(
+    census: Census, tag: bytes, unit: str, names: list[bytes]
+) -> list[Finding]:
     rows = await census.call("verify_records", [keys.key(tag, "erasing")], [0, *names])
     return [
         Finding(
-            Unit("listing", tag, mixed),
+            Unit(unit, tag, mixed),
             "recordless",
             b"",
             f"{census.label(tag)}: profile {census.profile(tag, mixed)}"

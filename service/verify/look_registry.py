@@ -29,7 +29,7 @@ _ZSETS = frozenset({
     "stale",
 })  # fmt: skip
 _SETS = frozenset({"erasing", "watch"})
-_STRINGS = frozenset({"format", "version", "fence", "rules"})
+_STRINGS = frozenset({"format", "version", "fence", "rules", "allowance"})
 
 
 def type_of(key: keys.Key) -> bytes | None:
@@ -61,11 +61,14 @@ async def look_keys(census: Census, tag: bytes, names: list[bytes]) -> list[Find
 
 
 async def look_foreign(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Look at examples of keys below a tag that nobody owns, or without one."""
+    """Look at examples of keys below a tag that nobody owns, or without one.
+
+    Those of a deleted application that expire by themselves may be there until they do.
+    """
     await census.take()
     if tag in census.places:
         return []
-    seen = census.foreign.get(tag, 0)
+    seen = max(1, census.foreign.get(tag, 0))
     where = f"below {shown(tag)}" if tag else "without a tag"
     return [
         Finding(
@@ -75,8 +78,15 @@ async def look_foreign(census: Census, tag: bytes, names: list[bytes]) -> list[F
             f"the key {shown(name)} belongs to no environment, one of {seen} {where}",
         )
         for name in names
-        if await census.connection.command(name, "EXISTS", name)
+        if await _lasts(census, name)
     ]
+
+
+async def _lasts(census: Census, name: bytes) -> bool:
+    """Whether a key is there, and not going by itself where its kind does."""
+    lasts: int = await census.connection.command(name, "PTTL", name)
+    key = keys.parse(name)
+    return lasts == -1 or (lasts >= 0 and (key is None or key.kind not in keys.EXPIRING))
 
 
 def _label(census: Census, tag: bytes) -> str:

@@ -30,7 +30,12 @@ from service.verify.mend_members import (
     mend_memberships,
     mend_segments,
 )
-from service.verify.mend_profiles import mend_buckets, mend_records, mend_reserved
+from service.verify.mend_profiles import (
+    mend_attributes,
+    mend_buckets,
+    mend_records,
+    mend_reserved,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -109,6 +114,7 @@ MENDERS: dict[str, Mend] = {
     "m": mend_memberships,
     "record": mend_records,
     "listing": mend_facts,
+    "attributes": mend_attributes,
     "reserved": mend_reserved,
     "bucket": mend_buckets,
 }

@@ -1,4 +1,4 @@
-"""Mending identities: a profile and the buckets that resolve to it are made to agree."""
+"""Mending profiles: what is kept of them, and the identities that resolve to them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 
 from service import ids, keys
 from service.errors import Conflict, Erasing, Stale
-from service.verify.findings import now_us
-from service.verify.look_profiles import CUSTOM_ID, holders, named, owner, parsed_identity
+from service.verify.findings import in_steps, now_us, shown
+from service.verify.look_profiles import (
+    CUSTOM_ID,
+    holders,
+    kept,
+    named,
+    owner,
+    parsed_identity,
+    wrong_field,
+)
 from service.verify.mend_members import mend_facts, mend_strays
 
 if TYPE_CHECKING:
@@ -21,6 +29,7 @@ async def mend_records(census: Census, tag: bytes, findings: list[Finding]) -> l
     """Mend records, group 0, and identities that profiles list."""
     done = await mend_strays(census, tag, findings)
     done += await mend_facts(census, tag, findings)
+    done += await _mend_kept(census, tag, "profile", findings)
     for each in findings:
         try:
             if each.what == "custom_id":
@@ -31,6 +40,43 @@ async def mend_records(census: Census, tag: bytes, findings: list[Finding]) -> l
                 done += await _hold(census, tag, each.unit.name, each.about)
         except (Erasing, Stale):
             continue
+    return done
+
+
+async def mend_attributes(census: Census, tag: bytes, findings: list[Finding]) -> list[str]:
+    """Drop attributes that cannot be read; give profiles that have some a record."""
+    done = await mend_facts(census, tag, findings)
+    return done + await _mend_kept(census, tag, "attributes", findings)
+
+
+async def _mend_kept(census: Census, tag: bytes, kind: str, findings: list[Finding]) -> list[str]:
+    """Drop fields that cannot be read; a record gets a time of creation where it has none."""
+    done = []
+    for mixed in sorted({each.unit.name for each in findings if each.what == "kept"}):
+        now = now_us()
+        fields = {field: value async for _, field, value in kept(census, tag, kind, [mixed])}
+        changes = [
+            (field, b"=" + value, b"=%d" % now if field == b"created_at" else b"")
+            for field, value in fields.items()
+            if wrong_field(kind, field, value) is not None
+        ]
+        if kind == "profile" and fields and b"created_at" not in fields:
+            changes.append((b"created_at", b"", b"=%d" % now))
+        for step in in_steps(changes):
+            await census.call(
+                "mend_kept",
+                [
+                    keys.of_profile(tag, kind, mixed),
+                    keys.of_profile(tag, "profile", mixed),
+                    keys.key(tag, "erasing"),
+                ],
+                [mixed, now, *(part for change in step for part in change)],
+            )
+        who = f"{census.label(tag)}: profile {census.profile(tag, mixed)}"
+        done += [
+            f"{who}: {shown(field)} {'is now' if wanted else 'dropped'}"
+            for field, _, wanted in changes
+        ]
     return done
 
 
@@ -76,12 +122,12 @@ async def _mend_custom_id(census: Census, tag: bytes, mixed: bytes) -> list[str]
         # Where it was held already and not listed, it is confirmed as any other.
         await _list(census, tag, mixed, _PREFIX + custom_id)
         return [f"{who}: its custom id resolves to it again"]
-    kept = _PREFIX + custom_id if _PREFIX + custom_id in listed else min(listed)
-    others = [each for each in listed if each != kept]
-    await _change(census, tag, mixed, custom_id, kept.removeprefix(_PREFIX), others)
+    chosen = _PREFIX + custom_id if _PREFIX + custom_id in listed else min(listed)
+    others = [each for each in listed if each != chosen]
+    await _change(census, tag, mixed, custom_id, chosen.removeprefix(_PREFIX), others)
     for each in others:
         await release(census, tag, each, mixed)
-    return [f"{who}: its custom id is {named(kept)}"]
+    return [f"{who}: its custom id is {named(chosen)}"]
 
 
 async def _custom_id(census: Census, tag: bytes, mixed: bytes) -> bytes:
@@ -155,7 +201,7 @@ async def _list(census: Census, tag: bytes, mixed: bytes, field: bytes) -> None:
             keys.of_profile(tag, "fence", mixed),
             keys.key(tag, "erasing"),
         ],
-        [mixed, field, now_us(), "custom_id" if kind == CUSTOM_ID else "", value],
+        [mixed, field, now_us(), "custom_id" if kind == CUSTOM_ID else "", value, 0],
     )
     await _replace(census, tag, field, held, mixed + since)
 

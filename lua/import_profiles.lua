@@ -1,0 +1,77 @@
+#!lua
+--[[
+Bring records and attributes of profiles in from elsewhere. Of a record that is there only what is
+missing is filled in; an attribute is written where its time is later than that of the one here. A
+profile that had no fact before enters group 0 in the same step.
+
+KEYS[1]    erasing   SET   profiles being erased
+KEYS[2]    none      never exists
+ARGV[1]    now       integer  microseconds since 1970
+ARGV[2..]  repeated: mixed id; how many fields of the record, and how many attributes, follow; each
+           field and its value; each attribute, its time, since and JSON value (since and value ''
+           of one that was deleted)
+Computed   <tag>:profile:<id>, <tag>:attributes:<id>, <tag>:m:<id>, <tag>:g:0:<depth>:<prefix>,
+           <tag>:count, <tag>:shape
+Returns    string, a letter per profile: + something was written, = all of it was there, E the
+           profile is being erased
+Errors     none
+Cost       O(ARGV), about 10 us a profile and 2 us an attribute; safe to send twice
+]]
+--- @include "include/tag_of"
+--- @include "include/head_of"
+--- @include "include/has_fact"
+--- @include "include/raised"
+--- @include "include/insert_members"
+local erasing, now = KEYS[1], ARGV[1]
+local call, match = redis.call, string.match
+local tag = tag_of(erasing)
+local some_erasing = call('EXISTS', erasing) == 1
+local letters, entering, entered = {}, {}, {}
+-- The value that an attribute of a profile is to have, nil where the one here stays. The same value
+-- with a later time keeps on from the earlier of both beginnings.
+local function merged(held, time, since, value)
+  local held_time = held and match(held, '^(%d+)')
+  if held_time and tonumber(held_time) >= tonumber(time) then return nil end
+  if since == '' then return time end
+  local held_since, held_value = match(held or '', '^%d+ (%d+) (.*)$')
+  if held_value == value and tonumber(held_since) < tonumber(since) then since = held_since end
+  return time .. ' ' .. since .. ' ' .. value
+end
+local at = 2
+while at <= #ARGV do
+  local id, fields, attributes = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local first = at + 3
+  local stop = first + 2 * fields
+  at = stop + 4 * attributes
+  local letter = '='
+  if some_erasing and call('SISMEMBER', erasing, id) == 1 then
+    letter = 'E'
+  else
+    local profile, held_attributes = tag .. ':profile:' .. id, tag .. ':attributes:' .. id
+    if not entered[id] and not has_fact(tag, id) then
+      entered[id] = true
+      entering[#entering + 1] = id
+    end
+    for i = first, stop - 1, 2 do
+      if call('HSETNX', profile, ARGV[i], ARGV[i + 1]) == 1 then letter = '+' end
+    end
+    local changed = false
+    for i = stop, at - 1, 4 do
+      local value = merged(call('HGET', held_attributes, ARGV[i]), ARGV[i + 1], ARGV[i + 2],
+        ARGV[i + 3])
+      if value then
+        call('HSET', held_attributes, ARGV[i], value)
+        changed = true
+      end
+    end
+    if changed then
+      call('HSET', profile, 'seq', raised(call('HGET', profile, 'seq'), now))
+      letter = '+'
+    end
+  end
+  letters[#letters + 1] = letter
+end
+-- Not by the ids themselves: how Lua compares strings is up to the locale of the server.
+table.sort(entering, function(a, b) return head_of(a) < head_of(b) end)
+insert_members(tag, '0', entering)
+return table.concat(letters)

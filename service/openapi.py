@@ -1,0 +1,495 @@
+"""The OpenAPI document (`/openapi.json`): made of the route table, the structs and the examples.
+
+What is written here is only what neither of them says: what a path parameter names, what a status
+means, and which field of an answer names what the next call needs (links). A route that is added
+to the table appears by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import msgspec
+
+from service import __version__, schemas
+from service.endpoint import API, CODES, ENCODER, JSON, Operation, Resource, endpoint
+from service.errors import BelongError
+from service.examples import EXAMPLES, ORIGIN, REFUSALS, Example
+from service.paging import PageBody, origin
+from service.registry import SCOPES
+from service.schemas import Json, ref
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from service.admission import Call
+
+Route = tuple[str, str, Operation]
+
+VERSION = "3.1.1"
+
+INTRODUCTION = """\
+Membership of profiles in groups: *is this profile in this group, which groups is this profile in,
+who is in this group?*
+
+Paths work with and without the trailing slash, and never redirect. HEAD is answered as GET, without
+the body. Bodies are JSON in UTF-8, whatever the content type says, on DELETE too. Unknown fields of
+a body are refused, unknown query parameters are ignored.
+
+Errors are `{"detail", "error_code"}`, or `{"field": ["message"]}` where one field does not fit; at
+`/oauth/token` they are those of RFC 6749. A 503 says that the store could not be reached: after a
+write the outcome is then unknown, and repeating is safe. A path that is none of these is 404, a
+method that a path does not have is 405; both have the shape of errors.
+
+Lists are pages: follow `next` and `previous` as they are given. With `fields` a row has only the
+fields that were asked for.
+"""
+
+PARAMETERS = {
+    "cid": "Client id of the application.",
+    "file": "Name of a file that the page consists of.",
+    "gid": "A group: its id or, if no group has that id, its custom id.",
+    "pid": "A profile: its id or custom id. A text in the form of a UUID is taken as the id.",
+}
+"""What path parameters name."""
+
+MEANINGS = {
+    HTTPStatus.BAD_REQUEST: "The request is malformed; the message says where, and what fits.",
+    HTTPStatus.UNAUTHORIZED: "There is no token, or it is not valid (any more).",
+    HTTPStatus.FORBIDDEN: "The token is not for this application, or lacks the scope.",
+    HTTPStatus.NOT_FOUND: "What the path names does not exist, or is inactive.",
+    HTTPStatus.CONFLICT: "It contradicts what is there, for instance a custom id that is taken.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is longer than the limit.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is compressed.",
+    HTTPStatus.TOO_MANY_REQUESTS: "The caller did this too often.",
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "The store cannot answer now. Repeating is safe; after a write the outcome is unknown."
+    ),
+}
+"""What the statuses of errors mean."""
+
+NAMES = {
+    "GroupBody": {"gid": "id"},
+    "MembershipBody": {"gid": "group_id"},
+    "MemberBody": {"pid": "id"},
+    "AddedMembers": {"pid": "successfully_added/0"},
+    "ProfileBody": {"pid": "id", "cid": "client_id"},
+}
+"""Struct of an answer -> path parameters that its fields give; the first is what it is about."""
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+"""In the order in which a path is described."""
+
+_OWN_IDENTITY = "profile_token"
+_SCOPE_STATUSES = (
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+
+
+class OpenApi(Resource):
+    """`/openapi.json`."""
+
+    _made = b""
+
+    @endpoint(None, reply=dict[str, Any], errors=(HTTPStatus.NOT_MODIFIED, HTTPStatus.BAD_REQUEST))
+    async def on_get(self, call: Call) -> bytes:
+        """Read this document."""
+        base = origin(call.request, call.backend.config)
+        if not self._made:
+            self._made = ENCODER.encode(document(call.backend.operations))
+        found = self._made.replace(_in_json(ORIGIN), _in_json(base))
+        tag = f'"{hashlib.sha256(found).hexdigest()[:32]}"'
+        call.response.set_header("ETag", tag)
+        call.response.set_header("Cache-Control", "no-cache")
+        if tag in (call.request.get_header("if-none-match") or ""):
+            call.response.status = HTTPStatus.NOT_MODIFIED
+            return b""
+        return found
+
+
+def _in_json(text: str) -> bytes:
+    return ENCODER.encode(text)[1:-1]
+
+
+def document(operations: Iterable[Route]) -> Json:
+    """Give the OpenAPI document of these operations, for a server at `ORIGIN`."""
+    return _Maker(list(operations)).document()
+
+
+def written(path: str) -> str:
+    """Give a path of the route table as we write it: with its slash, as the SDK and the README."""
+    return f"{path}/" if path.startswith(API) else path
+
+
+def statuses(path: str, operation: Operation) -> list[int]:
+    """Give the statuses of the errors of an operation."""
+    found = set(operation.errors)
+    if operation.scope is not None:
+        found |= {*_SCOPE_STATUSES}
+    if "{" in path:
+        # An empty segment names nothing; one that is no UTF-8 is malformed.
+        found |= {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
+    if operation.query is not None:
+        found.add(HTTPStatus.BAD_REQUEST)
+    if operation.body is not None or operation.wire.reads is not None:
+        found |= {HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
+        if JSON in operation.wire.takes:
+            found.add(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    return sorted(map(int, found))
+
+
+class _Maker:
+    """One making of the document."""
+
+    def __init__(self, routes: list[Route]) -> None:
+        self._routes = routes
+        self._names = _operation_ids(routes)
+        self._examples: dict[str, list[Example]] = {}
+        for example in EXAMPLES:
+            self._examples.setdefault(example.operation, []).append(example)
+
+    def document(self) -> Json:
+        paths: Json = {written(path): {} for _, path, _ in self._routes}
+        for method, path, operation in sorted(self._routes, key=_place):
+            paths[written(path)][method.lower()] = self._operation(method, path, operation)
+        nouns = {operation.noun: None for _, _, operation in self._routes}
+        return {
+            "openapi": VERSION,
+            "info": {
+                "title": "Belong",
+                "version": __version__,
+                "summary": "A self-hosted membership index.",
+                "description": INTRODUCTION,
+                "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            },
+            "servers": [{"url": ORIGIN}],
+            "tags": [{"name": _tag(noun)} for noun in nouns],
+            "paths": paths,
+            "components": {
+                "schemas": schemas.components([operation for _, _, operation in self._routes]),
+                "responses": {_response_name(status): _refusal(status) for status in MEANINGS},
+                "parameters": {"RequestId": _REQUEST_ID_PARAMETER},
+                "headers": _HEADERS,
+                "securitySchemes": _SECURITY,
+            },
+        }
+
+    def _operation(self, method: str, path: str, operation: Operation) -> Json:
+        name = self._names[method, path]
+        examples = self._examples.get(name, [])
+        made: Json = {
+            "operationId": name,
+            "tags": [_tag(operation.noun)],
+            "summary": operation.summary,
+            "description": operation.description or None,
+            "security": _security(operation),
+            "parameters": [
+                *_path_parameters(path, examples),
+                *_query_parameters(path, operation),
+                ref("parameters", "RequestId"),
+            ],
+            "requestBody": self._request_body(operation, examples),
+            "responses": self._responses(path, operation, examples),
+        }
+        return {key: value for key, value in made.items() if value is not None}
+
+    def _request_body(self, operation: Operation, examples: list[Example]) -> Json | None:
+        shape = operation.body or operation.wire.reads
+        if shape is None:
+            return None
+        content: Json = {}
+        for media in operation.wire.takes:
+            told = {
+                each.title: {"summary": each.summary, "value": each.body}
+                for each in examples
+                if each.body is not None and each.media == media
+            }
+            content[media] = _media(media, [schemas.of(shape)], told)
+        return {"required": not operation.wire.empty, "content": content}
+
+    def _responses(self, path: str, operation: Operation, examples: list[Example]) -> Json:
+        status = HTTPStatus(operation.status)
+        success: Json = {"description": status.phrase, "headers": _headers()}
+        if operation.reply is not None:
+            media = operation.wire.gives
+            shapes = list(map(schemas.of, (operation.reply, *operation.wire.lines)))
+            success["content"] = {media: _media(media, shapes, _told(examples, operation.status))}
+        links = dict(self._links(path, operation))
+        if links:
+            success["links"] = links
+        responses: Json = {str(operation.status): success}
+        for error in statuses(path, operation):
+            responses[str(error)] = self._error(operation, error, examples)
+        return responses
+
+    def _error(self, operation: Operation, status: int, examples: list[Example]) -> Json:
+        if status == HTTPStatus.NOT_MODIFIED:
+            return {"description": "It is the one that `If-None-Match` names."}
+        shape = operation.wire.problems.get(status)
+        told = _told(examples, status)
+        if shape is None and not told:
+            return ref("responses", _response_name(status))
+        made = _refusal(status)
+        if shape is not None:
+            made["content"] = {JSON: {"schema": schemas.of(shape)}}
+        if told:
+            made["content"][JSON].pop("example", None)
+            made["content"][JSON]["examples"] = told
+        return made
+
+    def _links(self, path: str, operation: Operation) -> Iterator[tuple[str, Json]]:
+        """Give what can be called with what this operation answers."""
+        shape, pointer = operation.reply, ""
+        if get_origin(shape) is PageBody:
+            shape, pointer = get_args(shape)[0], "results/0/"
+        named = NAMES.get(getattr(shape, "__name__", ""))
+        if named is None:
+            return
+        given = {name: f"$request.path.{name}" for name in _placeholders(path)}
+        given |= {name: f"$response.body#/{pointer}{field}" for name, field in named.items()}
+        subject = next(iter(named))
+        for method, target, other in self._routes:
+            needed = _placeholders(target)
+            creates = other.status == HTTPStatus.CREATED
+            if subject in needed and set(needed) <= given.keys() and not creates:
+                name = self._names[method, target]
+                parameters = {each: given[each] for each in needed}
+                if other.scope is not None and "cid" not in needed and "cid" in given:
+                    parameters["client_id"] = given["cid"]
+                yield name, {"operationId": name, "parameters": parameters}
+
+
+def _place(route: Route) -> int:
+    return _METHODS.index(route[0])
+
+
+def _operation_ids(routes: list[Route]) -> dict[tuple[str, str], str]:
+    """Give the name of every operation: the one that its examples have.
+
+    One without examples has its method and path for a name, until it gets them.
+    """
+    found = {}
+    for method, path, _ in routes:
+        pattern = re.compile(re.sub(r"{\w+}", "[^/]+", path) + "/?")
+        named = [
+            each.operation
+            for each in EXAMPLES
+            if each.method == method and pattern.fullmatch(each.path.partition("?")[0])
+        ]
+        plain = re.sub(r"\W+", "_", f"{method.lower()}{path.removeprefix(API)}").strip("_")
+        found[method, path] = named[0] if named else plain
+    return found
+
+
+def _tag(noun: str) -> str:
+    return noun.replace("_", " ").capitalize()
+
+
+def _placeholders(path: str) -> list[str]:
+    return re.findall(r"{(\w+)}", path)
+
+
+def _path_parameters(path: str, examples: list[Example]) -> Iterator[Json]:
+    pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/?]+)", path)
+    match = re.match(pattern, examples[0].path) if examples else None
+    for name in _placeholders(path):
+        made = {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": PARAMETERS.get(name, ""),
+            "schema": {"type": "string", "minLength": 1},
+        }
+        yield made | ({"example": match[name]} if match else {})
+
+
+def _query_parameters(path: str, operation: Operation) -> Iterator[Json]:
+    if operation.scope is not None and "{cid}" not in path:
+        yield _CLIENT_ID
+    if operation.query is None:
+        return
+    schema = msgspec.json.schema(operation.query)
+    definition = next(iter(schema["$defs"].values()))
+    for name, each in definition["properties"].items():
+        described = dict(each)
+        made: Json = {
+            "name": name,
+            "in": "query",
+            "required": name in definition["required"],
+            "description": described.pop("description", ""),
+        }
+        if described.get("default", ...) in (None, []):
+            del described["default"]
+        choices = [one for one in described.pop("anyOf", []) if one != {"type": "null"}]
+        if len(choices) == 1:
+            described |= choices[0]
+        elif choices:
+            described["anyOf"] = choices
+        if described.get("type") == "array":
+            made |= {"style": "form", "explode": True}
+        if name == "fields":
+            names = "|".join(get_args(operation.reply)[0].__struct_fields__)
+            described["pattern"] = f"^ *({names}) *(, *({names}) *)*$"
+        made["schema"] = _typed(described)
+        yield made
+
+
+def _typed(schema: Json) -> Json:
+    """Say that the values of an enumeration are texts."""
+    return {"type": "string"} | schema if "enum" in schema else schema
+
+
+def _media(media: str, shapes: list[Json], told: Json) -> Json:
+    """Describe a body. What is no JSON document is a text, for which `x-line` has the lines."""
+    made: Json = {"schema": shapes[0]}
+    if media.endswith("ndjson"):
+        names = [schema["$ref"].rpartition("/")[2] for schema in shapes]
+        text = f"Lines of JSON, each {_alternatives(names)}."
+        made = {"schema": {"type": "string", "description": text}, "x-line": {"anyOf": shapes}}
+    elif not media.endswith(("json", "urlencoded")):
+        made = {"schema": {"type": "string"}}
+    if told:
+        made["examples"] = told
+    return made
+
+
+def _alternatives(names: list[str]) -> str:
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _told(examples: list[Example], status: int) -> Json:
+    return {
+        each.title: {
+            "summary": each.summary,
+            "description": f"`{each.method} {each.path}`",
+            "value": each.reply,
+        }
+        for each in examples
+        if each.status == status and each.reply is not None
+    }
+
+
+def _security(operation: Operation) -> list[Json]:
+    if operation.wire.basic:
+        return [{}, {"basic": []}]
+    scopes = [] if operation.scope is None else [operation.scope]
+    known: list[Json] = [{"oauth2": scopes}, {"token": scopes}]
+    if operation.own:
+        return [*known, {_OWN_IDENTITY: []}]
+    if operation.scope is None:
+        return [{}, *known] if HTTPStatus.UNAUTHORIZED in operation.errors else []
+    return known
+
+
+def _response_name(status: int) -> str:
+    return HTTPStatus(status).phrase.replace(" ", "")
+
+
+def _refusal(status: int) -> Json:
+    """Describe an error of the face."""
+    example = {"detail": REFUSALS[status], "error_code": _error_code(status)}
+    return {
+        "description": MEANINGS[HTTPStatus(status)],
+        "headers": _headers(status),
+        "content": {
+            JSON: {
+                "schema": ref("schemas", "Refusal"),
+                "example": example,
+            }
+        },
+    }
+
+
+def _error_code(status: int) -> str:
+    errors = (each for each in BelongError.__subclasses__() if each.status == status)
+    return next((each.code for each in errors), CODES.get(HTTPStatus(status), BelongError.code))
+
+
+def _headers(status: int = HTTPStatus.OK) -> Json:
+    """Give the headers of an answer."""
+    names = ["X-Request-Id"]
+    if status == HTTPStatus.UNAUTHORIZED:
+        names.append("WWW-Authenticate")
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        names.append("Retry-After")
+    return {name: ref("headers", name) for name in names}
+
+
+_HEADERS: Json = {
+    "Retry-After": {
+        "description": "After how many seconds the next try may succeed.",
+        "schema": {"type": "integer", "minimum": 1},
+        "example": 1,
+    },
+    "WWW-Authenticate": {
+        "description": "What would be accepted, and what is wrong with the token (RFC 6750).",
+        "schema": {"type": "string"},
+        "example": 'Bearer realm="belong"',
+    },
+    "X-Request-Id": {
+        "description": "The id of this request, as the log has it.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"},
+    },
+}
+
+_REQUEST_ID_PARAMETER: Json = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "description": (
+        "Taken over as the id of this request if it is 1 to 128 printable ASCII characters without "
+        "spaces; else one is made."
+    ),
+    "schema": {"type": "string"},
+}
+
+_CLIENT_ID: Json = {
+    "name": "client_id",
+    "in": "query",
+    "description": "The application. Not needed where the token is for exactly one.",
+    "schema": {"type": "string"},
+    "example": "demo",
+}
+
+_SECURITY: Json = {
+    "oauth2": {
+        "type": "oauth2",
+        "description": "A token for a credential. `admin` implies every other scope.",
+        "flows": {
+            "clientCredentials": {
+                "tokenUrl": f"{ORIGIN}/oauth/token",
+                "scopes": {
+                    scope: (
+                        "Everything."
+                        if scope == "admin"
+                        else "{1} {0}.".format(*scope.split(":")).capitalize()
+                    )
+                    for scope in SCOPES
+                },
+            }
+        },
+    },
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "A credential's id and secret, to get a token with (RFC 6749, 2.3.1).",
+    },
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A token, pasted: from `/oauth/token`, or as `belong token` prints it.",
+    },
+    _OWN_IDENTITY: {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "The `access_token` of a profile: for what is its own, and nothing else.",
+    },
+}

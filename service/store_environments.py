@@ -1,0 +1,57 @@
+"""Environments as a whole: whether anything is in one, and clearing away what is left of it.
+
+For whoever deletes an application. What an environment is, and what it is called, is not known
+here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service import keys, scripts
+
+if TYPE_CHECKING:
+    from service.connection import Connection
+    from service.environment import Environment
+
+
+class EnvironmentStore:
+    """Looks at environments and clears them. Methods raise Unavailable."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Take the open connection."""
+        self._connection = connection
+
+    async def is_empty(self, environment: Environment) -> bool:
+        """Whether there is no group, no profile, and nothing on its way in or out."""
+        for kind in ("groups", "inactive", "deleting"):
+            index = keys.key(environment.directory, kind)
+            if await self._connection.command(index, "ZCARD", index):
+                return False
+        for tag in environment.partitions:
+            [held] = await self._connection.call(
+                scripts.load("count_members"), [keys.key(tag, "count"), keys.none(tag)], [0]
+            )
+            if held:
+                return False
+            for kind, count in (("reserved", "ZCARD"), ("erasing", "SCARD")):
+                index = keys.key(tag, kind)
+                if await self._connection.command(index, count, index):
+                    return False
+        return True
+
+    async def clear(self, environment: Environment) -> None:
+        """Remove what an environment keeps without groups and profiles: counters and states."""
+        for kind in ("numbers", "version"):
+            key = keys.key(environment.directory, kind)
+            await self._connection.command(key, "DEL", key)
+        for tag in environment.partitions:
+            cursor = b"0"
+            while True:
+                cursor, _ = await self._connection.call(
+                    scripts.load("purge_states"),
+                    [keys.key(tag, "state"), keys.none(tag)],
+                    [cursor, 2**62],
+                )
+                if cursor == b"0":
+                    break

@@ -1,0 +1,246 @@
+"""What becomes of imported records where something is there already.
+
+What is there stays. A group of the same id keeps its document, a membership its time; of a profile
+only what is missing is filled in, and of an attribute the later time wins. What contradicts what is
+there is left out and reported with its line. Everything here can be repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from service import ids
+from service.errors import Invalid
+from service.groups import Attribute, NewGroup
+from service.store_transfer import BEING_ERASED, DELETED, OVER_LIMIT, Arriving
+from service.transfer import GroupRecord, MembershipRecord, ProfileRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from service.environment import Environment
+    from service.groups import Group
+    from service.store import Store
+
+NUMBERS = 200_000
+"""Groups whose numbers are remembered."""
+REMEMBERED_SECONDS = 3_600.0
+"""How long they are. A day after a group was swept no partition knows that it was deleted, and
+whoever still goes by its number makes members of nothing."""
+_GONE = "there is no group {}: its record has to stand before its memberships."
+
+
+class Segment(msgspec.Struct, kw_only=True):
+    """Records of one environment with the numbers of their lines, groups before all others."""
+
+    environment: str
+    groups: list[tuple[int, GroupRecord]] = []
+    profiles: list[tuple[int, ProfileRecord]] = []
+    memberships: list[tuple[int, MembershipRecord]] = []
+
+    def takes(self, record: GroupRecord | ProfileRecord | MembershipRecord) -> bool:
+        """Whether a record may join: not a group behind the others, which may name it in vain."""
+        if record.environment != self.environment:
+            return False
+        return not (isinstance(record, GroupRecord) and (self.profiles or self.memberships))
+
+    def add(self, line: int, record: GroupRecord | ProfileRecord | MembershipRecord) -> None:
+        """Take a record."""
+        if isinstance(record, MembershipRecord):
+            self.memberships.append((line, record))
+        elif isinstance(record, ProfileRecord):
+            self.profiles.append((line, record))
+        else:
+            self.groups.append((line, record))
+
+
+class Merger:
+    """Brings records in. `conflict` is told line and sentence of what was left out."""
+
+    def __init__(self, store: Store, conflict: Callable[[int, str], None], *, merge: bool) -> None:
+        """Take the store. Without `merge` a group that is there has to be the one of the file."""
+        self._store = store
+        self._conflict = conflict
+        self._merge = merge
+        self._numbers: dict[bytes, int] = {}
+        self._numbers_of: Environment | None = None
+        self._learned_at = 0.0
+
+    async def bring(self, env: Environment, segment: Segment) -> None:
+        """Bring a segment in. Invalid, with the line: a membership of no group, another group."""
+        await self._bring_groups(env, segment.groups)
+        await self._bring_profiles(env, segment.profiles)
+        await self._bring_members(env, segment.memberships)
+
+    async def _bring_groups(self, env: Environment, rows: list[tuple[int, GroupRecord]]) -> None:
+        """Create the groups that are not there."""
+        records: dict[bytes, tuple[int, GroupRecord]] = {}
+        again: list[tuple[bytes, int, GroupRecord]] = []
+        for line, record in rows:
+            id16 = _id16(record.id)
+            if id16 in records:
+                again.append((id16, line, record))
+            else:
+                records[id16] = (line, record)
+        found = await self._store.transfer.find_numbers(env, b"".join(records))
+        held = {
+            id16: number for id16, number in zip(records, found, strict=True) if number is not None
+        }
+        new = [each for id16, each in records.items() if id16 not in held]
+        made = await self._store.transfer.import_groups(env, [_new(record) for _, record in new])
+        for (line, record), group in zip(new, made, strict=True):
+            if group is None:
+                await self._bring_contested(env, line, record)
+        for id16, number in held.items():
+            await self._compare(env, number, *records[id16])
+        for id16, line, record in again:
+            [there] = await self._store.transfer.find_numbers(env, id16)
+            if there is not None:
+                await self._compare(env, there, line, record)
+
+    async def _bring_contested(self, env: Environment, line: int, record: GroupRecord) -> None:
+        """Create a group without the custom id that another one has."""
+        new = msgspec.structs.replace(_new(record), custom_id=None)
+        [made] = await self._store.transfer.import_groups(env, [new])
+        if made is not None:
+            self._conflict(line, _custom_id_taken(record))
+
+    async def _compare(self, env: Environment, number: int, line: int, record: GroupRecord) -> None:
+        """Look at a group that was there: without --merge it has to be the one of the file."""
+        if self._merge:
+            return
+        groups = await self._store.groups.read_groups(env, [number], cached=False)
+        group = groups.get(number)
+        if group is None or _same(group, record):
+            return
+        if group.custom_id is None and _same(
+            group, msgspec.structs.replace(record, custom_id=None)
+        ):
+            self._conflict(line, _custom_id_taken(record))
+            return
+        raise Invalid(f"line {line}: there is a group {record.id} already, and it is another one.")
+
+    async def _bring_profiles(
+        self, env: Environment, rows: list[tuple[int, ProfileRecord]]
+    ) -> None:
+        """Bring in records, attributes, identities."""
+        arriving = [_arriving(record) for _, record in rows]
+        outcomes = await self._store.transfer.import_profiles(env, arriving)
+        owners: list[tuple[int, str]] = []
+        identities: list[tuple[bytes, str, str]] = []
+        for (line, record), each, outcome in zip(rows, arriving, outcomes, strict=True):
+            if outcome == BEING_ERASED:
+                self._conflict(line, f"profile {record.id} is being erased")
+                continue
+            named = [(held.type, held.value) for held in record.identities]
+            if record.custom_id is not None:
+                named.insert(0, ("customer_id", record.custom_id))
+            identities += ((each.id, kind, value) for kind, value in named)
+            owners += ((line, record.id) for _ in named)
+        told = await self._store.transfer.import_identities(env, identities)
+        for (line, id_), refused in zip(owners, told, strict=True):
+            if refused is not None:
+                self._conflict(line, f"profile {id_}: {refused}")
+
+    async def _bring_members(
+        self, env: Environment, rows: list[tuple[int, MembershipRecord]]
+    ) -> None:
+        """Bring in memberships, up to one that cannot be: that ends the import."""
+        wrong: Invalid | None = None
+        profiles, malformed = ids.pack([record.profile_id for _, record in rows])
+        groups, malformed_groups = ids.pack([record.group_id for _, record in rows])
+        if malformed or malformed_groups:
+            at = min(malformed + malformed_groups)
+            what = "profile_id" if at in malformed else "group_id"
+            wrong = Invalid(f"line {rows[at][0]}: `{what}` has to be a UUID")
+            # Up to there nothing is missing from what was packed.
+            rows = rows[:at]
+        wanted = ids.split(groups[: ids.SIZE * len(rows)])
+        await self._learn(env, wanted)
+        numbers = [number for id16 in wanted if (number := self._numbers.get(id16)) is not None]
+        if len(numbers) < len(wanted):
+            at = next(at for at, id16 in enumerate(wanted) if id16 not in self._numbers)
+            wrong = Invalid(f"line {rows[at][0]}: {_GONE.format(rows[at][1].group_id)}")
+            rows = rows[:at]
+        outcomes = await self._store.transfer.import_members(
+            env,
+            profiles[: ids.SIZE * len(rows)],
+            numbers[: len(rows)],
+            [record.joined_at_us for _, record in rows],
+        )
+        for (line, record), outcome in zip(rows, outcomes, strict=True):
+            if outcome == DELETED:
+                raise Invalid(f"line {line}: {_GONE.format(record.group_id)}")
+            if outcome == BEING_ERASED:
+                self._conflict(line, f"profile {record.profile_id} is being erased")
+            elif outcome == OVER_LIMIT:
+                self._conflict(line, f"profile {record.profile_id} is in too many groups")
+        if wrong is not None:
+            raise wrong
+
+    async def _learn(self, env: Environment, wanted: list[bytes]) -> None:
+        """Find the numbers of groups that are not remembered."""
+        now = time.monotonic()
+        if self._numbers_of is not env or now - self._learned_at >= REMEMBERED_SECONDS:
+            self._numbers.clear()
+            self._numbers_of, self._learned_at = env, now
+        missing = [id16 for id16 in set(wanted) if id16 not in self._numbers]
+        if len(self._numbers) + len(missing) > NUMBERS:
+            self._numbers.clear()
+            missing = list(set(wanted))
+        found = await self._store.transfer.find_numbers(env, b"".join(missing))
+        for id16, number in zip(missing, found, strict=True):
+            if number is not None:
+                self._numbers[id16] = number
+
+
+def _new(record: GroupRecord) -> NewGroup:
+    return NewGroup(
+        id=ids.text(_id16(record.id)),
+        name=record.name,
+        is_active=record.is_active,
+        description=record.description,
+        attributes=tuple(Attribute(each.key, each.value) for each in record.attributes),
+        custom_id=record.custom_id,
+        membership_type=record.membership_type,
+        created_at_us=record.created_at_us,
+    )
+
+
+def _same(group: Group, record: GroupRecord) -> bool:
+    new = _new(record)
+    return all(getattr(group, name) == getattr(new, name) for name in NewGroup.__struct_fields__)
+
+
+def _custom_id_taken(record: GroupRecord) -> str:
+    return (
+        f"custom id '{record.custom_id}' belongs to another group; group {record.id} was created"
+        f" without it"
+    )
+
+
+def _id16(text: str) -> bytes:
+    """Give the 16 bytes of an id that was looked at when its line was read."""
+    return bytes.fromhex(text.replace("-", ""))
+
+
+def _arriving(record: ProfileRecord) -> Arriving:
+    fields: dict[str, str | int | None] = {
+        "created_at": record.created_at_us,
+        "nickname": record.nickname,
+        "custom_data": record.custom_data,
+        "mpid": record.mpid,
+    }
+    return Arriving(
+        _id16(record.id),
+        [(name, value) for name, value in fields.items() if value is not None],
+        [
+            (each.name, each.time_us, each.since_us, bytes(each.value))
+            if isinstance(each.value, msgspec.Raw) and isinstance(each.since_us, int)
+            else (each.name, each.time_us, b"", b"")
+            for each in record.attributes
+        ],
+    )
