@@ -17,7 +17,7 @@ ARGV[6]    known      0 or 1: only a profile of which something is known gets it
 Computed   <tag>:m:<id>, <tag>:g:0:<depth>:<prefix>
 Returns    since when the profile has it: this attempt, or an earlier one
 Errors     ERASING   the profile is being erased
-           STALE     the attempt was given up by somebody else
+           STALE     the attempt was given up by somebody else; the detail is the latest that was
            CONFLICT  the profile has another custom id
            NOTFOUND  nothing is known of the profile
 Cost       O(1); safe to send twice
@@ -36,7 +36,7 @@ local since = call('HGET', identities, identity)
 if since then return since end
 local given_up = call('GET', fence)
 if given_up and tonumber(given_up) >= tonumber(attempt) then
-  return redis.error_reply('STALE the reservation was given up')
+  return redis.error_reply('STALE ' .. given_up)
 end
 if kind ~= '' then
   local shown = call('HGET', profile, kind)

@@ -47,8 +47,11 @@ class TenantCall(Call):
     async def profile_id(self, text: str) -> bytes | None:
         """Give the profile that a path or body names by UUID, `mpid:<number>` or custom id.
 
-        In UUID form any profile exists (design 3.1); None is an unknown mpid or custom id.
+        In UUID form any profile exists (design 3.1); None is an unknown mpid or custom id. What
+        follows on `custom_id:` is a custom id, whatever its form.
         """
+        if (custom_id := ids.named_by_custom_id(text)) is not None:
+            return await self.profile_id_of(custom_id)
         if (parsed := ids.parse(text)) is not None:
             return parsed
         mpid = ids.parse_mpid(text)
@@ -129,6 +132,30 @@ async def admitted(
         call.response,
         backend,
         store,
+        application,
+        application.production,
+        principal,
+    )
+
+
+async def admitted_again(call: TenantCall, scope: str) -> TenantCall:
+    """Admit a call once more, for one that goes on for long.
+
+    What it may do, and how its application is set, is then as it is now. Mostly without waiting.
+
+    :raises Unauthorized: the token ended
+    :raises Forbidden: its application is gone
+    """
+    access, header = call.backend.access, call.request.auth
+    principal = access.known(header) or await access.check(header, call.store)
+    application = await call.store.registry.application(call.application.client_id)
+    if application is None or scope not in principal.scopes:
+        raise Forbidden(f"The token is not for the application {call.application.client_id!r}.")
+    return TenantCall(
+        call.request,
+        call.response,
+        call.backend,
+        call.store,
         application,
         application.production,
         principal,

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from service import ids, signing
+from service.decoding import misfit
 from service.errors import Unauthorized
 from service.registry import SCOPES, TOKEN_SECONDS
 
@@ -101,10 +102,15 @@ class _ProfileClaims(msgspec.Struct):
     since: int
 
 
-class _ClientClaims(msgspec.Struct):
-    """Of a client-signed token. Whatever else it claims counts for nothing."""
+class _Issuer(msgspec.Struct):
+    """Who signed a token, as it says: the client id of an application."""
 
     iss: str
+
+
+class _ClientClaims(_Issuer, kw_only=True):
+    """Of a client-signed token. Whatever else it claims counts for nothing."""
+
     iat: float
     custom_profile_id: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"\A[^\0]*\Z")]
     exp: float | None = None
@@ -113,6 +119,7 @@ class _ClientClaims(msgspec.Struct):
 
 _JWS = jwt.PyJWS()
 _PROFILE_CLAIMS = msgspec.json.Decoder(_ProfileClaims)
+_ISSUER = msgspec.json.Decoder(_Issuer)
 _CLIENT_CLAIMS = msgspec.json.Decoder(_ClientClaims)
 
 
@@ -204,10 +211,18 @@ class Access:
         and who holds the secret says who is known. Where the profile was erased, it is made anew.
         """
         unverified = _JWS.decode(token, options={"verify_signature": False})
-        application = await store.registry.application(_CLIENT_CLAIMS.decode(unverified).iss)
+        application = await store.registry.application(_ISSUER.decode(unverified).iss)
         if application is None:
             raise InvalidToken(_NOT_VALID)
-        claims = _CLIENT_CLAIMS.decode(_payload(token, self._seal.opened(application)))
+        payload = _payload(token, self._seal.opened(application))
+        try:
+            claims = _CLIENT_CLAIMS.decode(payload)
+        except msgspec.ValidationError as error:
+            # Whoever has the secret may know what is wrong with what it signed.
+            claim = misfit(str(error)).field or "iss"
+            raise InvalidToken(
+                f"The claim {claim} of the token is missing or does not fit."
+            ) from error
         now = time.time()
         if claims.iat > now + AHEAD_SECONDS or (claims.nbf or 0) > now + AHEAD_SECONDS:
             raise InvalidToken("The token is from the future.")

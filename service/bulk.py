@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from service.admission import admitted_again
 from service.bulk_lines import (
     NO_SUCH_GROUP,
     WORDS,
@@ -26,7 +27,7 @@ from service.bulk_lines import (
     Window,
 )
 from service.endpoint import ENCODER, IDS_PER_TURN, Resource, Wire, endpoint, require_plain
-from service.errors import NotFound, Unavailable, Unwritable
+from service.errors import Forbidden, NotFound, Unauthorized, Unavailable, Unwritable
 from service.store_bulk import (
     ADD,
     ADD_RECORDED,
@@ -60,6 +61,8 @@ WINDOW = 10_000
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """How long they may be together: longer ones are done fewer at a time."""
+
+SCOPE = "members:write"
 
 NAMES = 2_000
 """Custom ids that are looked up together: 3 ms of the event loop."""
@@ -123,7 +126,7 @@ class Bulk(Resource):
     """`applications/{cid}/memberships/bulk/`."""
 
     @endpoint(
-        "members:write",
+        SCOPE,
         query=BulkQuery,
         reply=BulkDone,
         wire=Wire(
@@ -142,7 +145,8 @@ class Bulk(Resource):
         by a last line that counts everything: without that the answer is not complete. With
         `results=all` a line of answer for each line comes while the body is read: the client has
         to read them meanwhile. Changes of one profile in one group are made in the order of their
-        lines. A line that does not fit fails alone. Repeating is safe.
+        lines. A line that does not fit fails alone. A token that ends meanwhile ends the request.
+        Repeating is safe.
         """
         require_plain(call.request)
         work = Work(call, eager=query.results is not UNSET)
@@ -154,7 +158,7 @@ class Bulk(Resource):
             async with contextlib.aclosing(work.windows()) as windows:
                 async for window in windows:
                     failures += window.failures(TOLD - len(failures))
-        except Unavailable as error:
+        except _ENDS as error:
             raise type(error)(f"{_sentence(error)} {work.told}") from error
         except ClientGone:
             log.info("bulk of %s: the client went away. %s", call.application.client_id, work.told)
@@ -172,11 +176,15 @@ async def _streamed(work: Work) -> AsyncGenerator[bytes]:
                 for part in window.results():
                     yield part
         yield ENCODER.encode(work.done) + b"\n"
-    except Unavailable as error:
+    except _ENDS as error:
         said = "bulk of %s ends without its last line: %s %s"
         log.warning(said, client_id, _sentence(error), work.told)
     except ClientGone:
         log.info("bulk of %s: the client went away. %s", client_id, work.told)
+
+
+_ENDS = (Unavailable, Unauthorized, Forbidden)
+"""What ends a request in the middle: the store is gone, the token is not good any more."""
 
 
 def _sentence(error: Exception) -> str:
@@ -227,6 +235,7 @@ class Work:
         :raises ClientGone: the client went away. What is under way is given up, at once where we
             wait for more of the body, else when there is room for more
         :raises Unavailable: the store was gone for too long
+        :raises Unauthorized: the token ended meanwhile
         """
         reader = asyncio.create_task(self._read())
         try:
@@ -236,6 +245,7 @@ class Work:
                     reader.result()
                 if not window.lines:
                     return
+                self.call = await admitted_again(self.call, SCOPE)
                 await self._do(window, reader)
                 self._count(window)
                 yield window

@@ -219,6 +219,8 @@ async def app_update(
 ) -> None:
     """Change settings of an application: those that are given."""
     settings = {name: value for name, value in given.items() if value is not None}
+    if not settings:
+        raise click.UsageError("Nothing is to be changed: give a setting.")
     if settings.get("requests_per_second") == _NO_LIMIT:
         settings["requests_per_second"] = None
     updated = await store.registry.update_application(client_id, **cast("Settings", settings))
@@ -351,8 +353,8 @@ async def _profile_token(store: Store, application: Application, profile: str) -
             created_at_us = (await store.records.get_profile(environment, id16)).created_at_us
     if id16 is None or created_at_us is None:
         raise NotFound(
-            f"{application.client_id} has no profile {profile} of which more is known than the "
-            "groups it was added to: create it first"
+            f"{application.client_id} has no profile {profile!r} with a record: create one with "
+            "POST profile/, or add it by custom id to a group"
         )
     return signing.profile_token(application, id16, created_at_us)
 
@@ -382,7 +384,8 @@ def secret_create(
     async def create(store: Store) -> None:
         seal = signing.Seal(signing.secret_key(settings))
         made, text = await signing.create_secret(store.registry, seal, client_id, brought)
-        _print(_secret(client_id, made) | {"secret": text}, as_json=as_json)
+        shown = {"secret": text} if brought is None else {}
+        _print(_secret(client_id, made) | shown, as_json=as_json)
 
     _run(settings, create)
 

@@ -110,11 +110,9 @@ class Counters:
         self._name = f"{program}-{os.getpid()}-{time.time_ns():x}"
         self._lock: int | None = None
         self._failed = False
+        self._lost = False
         if directory is not None:
-            self._lock = os.open(
-                directory / f"{self._name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock = _held(directory / f"{self._name}.lock")
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
         """Raise a counter; for what does not happen thousands of times a second."""
@@ -144,6 +142,8 @@ class Counters:
         if self.directory is None or self._lock is None:
             return made
         try:
+            if self._lost:
+                self._begin_again()
             _write(self.directory / f"{self._name}.json", made)
             os.utime(self._lock)  # so that nobody who tidies up takes it for forgotten
             self._failed = False
@@ -151,7 +151,20 @@ class Counters:
             if not self._failed:
                 log.warning("metrics are not written down: %s", error)
             self._failed = True
+            self._lost = self._lost or isinstance(error, FileNotFoundError)
         return made
+
+    def _begin_again(self) -> None:
+        """Take part again where somebody removed the directory, and the supervisor made a new one.
+
+        /dev/shm may be tidied up when a user logs out.
+        """
+        assert self.directory is not None  # noqa: S101 - nothing was to be written else
+        fresh = _held(self.directory / f"{self._name}.lock")
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = fresh
+        self._lost = False
 
     async def keep_writing(self) -> None:
         """Write once a second, for as long as the task runs."""
@@ -187,8 +200,7 @@ class Directory:
         Raises OSError where it is possible in none.
         """
         self.path = self._make(list(places))
-        self._lock = os.open(self.path / _OURS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = _held(self.path / _OURS)
         for other in self.path.parent.glob(f"{_PREFIX}*"):
             if other != self.path:
                 _remove_if_dead(other)
@@ -207,6 +219,8 @@ class Directory:
         """
         gone: Snapshot | None = None
         removed: list[str] = []
+        if not self.path.exists():
+            self._make_again()
         with contextlib.suppress(OSError):
             os.utime(self._lock)
         for name in _names(self.path):
@@ -232,6 +246,18 @@ class Directory:
             left = lock.name != _OURS and not lock.with_suffix(".json").exists()
             if left and _is_old(lock) and not _is_locked(lock):
                 lock.unlink(missing_ok=True)
+
+    def _make_again(self) -> None:
+        """Make the directory anew, which somebody removed; what dead processes left is lost."""
+        try:
+            self.path.mkdir(mode=0o700)
+            fresh = _held(self.path / _OURS)
+        except OSError as error:
+            log.warning("the directory of the metrics is gone and cannot be made: %s", error)
+            return
+        os.close(self._lock)
+        self._lock = fresh
+        log.warning("somebody removed the directory of the metrics: it was made again")
 
     def remove(self) -> None:
         """Remove it with all that is in it."""
@@ -277,6 +303,13 @@ def _read(path: Path) -> Snapshot | None:
 
 def _names(directory: Path) -> list[str]:
     return [path.stem for path in directory.glob("*.json") if path.name != _GONE]
+
+
+def _held(path: Path) -> int:
+    """Open a lock file, made if need be, and hold it for as long as this process lives."""
+    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    return opened
 
 
 def _lives(directory: Path, name: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from service.errors import Invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 Query = TypeVar("Query", bound=msgspec.Struct)
 
@@ -72,7 +72,24 @@ def misfit(message: str, shape: type[msgspec.Struct] | None = None) -> Invalid:
             return Invalid("Object contains an unknown field with a very long name - at `$`")
         instead: Mapping[str, str] = getattr(shape, "INSTEAD", {})
         return Invalid(" - ".join(filter(None, (message, instead.get(field)))), field)
-    return Invalid(message, where.group(1) or None if where else None)
+    field = where.group(1) or None if where else None
+    if message.startswith("Invalid enum value") and (choices := _choices(shape, field)):
+        message += f". There are: {', '.join(choices)}"
+    return Invalid(message, field)
+
+
+def _choices(shape: type[msgspec.Struct] | None, name: str | None) -> list[str]:
+    """Give what a field may be of which the annotation names every value."""
+    fields = () if shape is None else msgspec.structs.fields(shape)
+    return [
+        choice for field in fields if field.encode_name == name for choice in _literals(field.type)
+    ]
+
+
+def _literals(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return list(map(str, get_args(kind)))
+    return [choice for part in get_args(kind) for choice in _literals(part)]
 
 
 def raw_values(query_string: str, name: str) -> list[str]:
@@ -81,14 +98,21 @@ def raw_values(query_string: str, name: str) -> list[str]:
     return [value for key, _, value in pieces if plain(key) == name]
 
 
-def refuse(query_string: str, *names: str) -> None:
-    """Refuse query parameters that other lists have and this one has not: nobody may count on them.
+def refuse(query_string: str, known: Collection[str] = ()) -> None:
+    """Refuse query parameters that there are not: nobody may count on what they would do.
 
-    :raises Invalid: one of them is given
+    :raises Invalid: one is given that is not known
     """
-    for name in names:
-        if raw_values(query_string, name):
-            raise Invalid(f"this list does not take `{name}` - at `$.{name}`", name)
+    for piece in query_string.split("&"):
+        if piece and (name := plain(piece.partition("=")[0])) not in known:
+            raise _unknown(name, known)
+
+
+def _unknown(name: str, known: Collection[str]) -> Invalid:
+    there_are = ", ".join(known) or "none"
+    if len(name) > _LONGEST_FIELD:
+        return Invalid(f"There is no parameter with this very long name. There are: {there_are}.")
+    return Invalid(f"`{name}` is no parameter here - at `$.{name}`. There are: {there_are}", name)
 
 
 def plain(text: str) -> str:
@@ -113,9 +137,10 @@ def _parameters(shape: type[msgspec.Struct]) -> dict[str, bool]:
 
 
 def query_of(query_string: str, shape: type[Query]) -> Query:
-    """Convert the query string into its struct. Parameters that the struct lacks are ignored.
+    """Convert the query string into its struct.
 
-    :raises Invalid: a value does not fit, or one that stands alone is given twice.
+    :raises Invalid: a value does not fit, one that stands alone is given twice, or there is no
+        such parameter.
     """
     parameters = _parameters(shape)
     values: dict[str, Any] = {}
@@ -125,7 +150,10 @@ def query_of(query_string: str, shape: type[Query]) -> Query:
         repeated = parameters.get(name)
         if repeated:
             values.setdefault(name, []).append(plain(value))
-        elif repeated is not None:
+        elif repeated is None:
+            if piece:
+                raise _unknown(name, parameters)
+        else:
             if name in values:
                 message = f"`{name}` is given more than once - at `$.{name}`"
                 raise Invalid(message, name)
@@ -133,7 +161,7 @@ def query_of(query_string: str, shape: type[Query]) -> Query:
     try:
         query = msgspec.convert(values, shape, strict=False)
     except msgspec.ValidationError as error:
-        raise misfit(str(error)) from error
+        raise misfit(str(error), shape) from error
     for name, value in values.items():
         # NOTE: convert reads the text `null` as None, and a filter would be passed over in silence.
         if getattr(query, name) is None:

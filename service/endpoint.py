@@ -27,7 +27,7 @@ from service.admission import Call, admitted
 from service.auth import Access
 from service.cors import share
 from service.counters import Counters
-from service.decoding import decoded, query_of
+from service.decoding import decoded, query_of, refuse
 from service.errors import (
     BelongError,
     Invalid,
@@ -292,6 +292,7 @@ def endpoint(
                 raise NotFound
             call = Call(req, resp, backend)
             if scope is not None:
+                in_path = "cid" in params
                 call = await admitted(call, params.pop("cid", None), scope, own=own)
             arguments: list[object] = [call]
             if decoder is not None:
@@ -300,6 +301,8 @@ def endpoint(
                 arguments.append(
                     query_of(req.query_string, query) if req.query_string else default_query
                 )
+            elif req.query_string and scope is not None:
+                refuse(req.query_string, () if in_path else ("client_id",))
             answer = await responder(resource, *arguments, **params)
             _complete(resp, answer, code, wire.gives)
 

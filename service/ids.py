@@ -23,6 +23,7 @@ TEXT_SIZE = 36
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _MPID = re.compile(r"mpid:(-?[1-9][0-9]{0,18}|0)")
 _MPIDS = range(-(2**63), 2**63)
+_CUSTOM_ID = "custom_id:"
 _HYPHENS = (8, 13, 18, 23)
 _HEADS = struct.Struct(">I12x")
 _VERSION = bytes(0x40 | each & 0x0F for each in range(256))
@@ -36,6 +37,14 @@ def parse(text: str) -> bytes | None:
     if _UUID.fullmatch(text) is None:
         return None
     return bytes.fromhex(text.replace("-", ""))
+
+
+def named_by_custom_id(text: str) -> str | None:
+    """Give the custom id of `custom_id:<custom id>`; None for any other text.
+
+    So a custom id in the form of a UUID, which stands for an id elsewhere, can stand in a path.
+    """
+    return text[len(_CUSTOM_ID) :] if text.startswith(_CUSTOM_ID) else None
 
 
 def parse_mpid(text: str) -> int | None:

@@ -13,7 +13,6 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
-from service.decoding import refuse
 from service.endpoint import (
     IDS_PER_TURN,
     NO_NUL,
@@ -153,7 +152,6 @@ class Members(Resource):
         """
         require_admin(call, query.include_inactive)
         fields = chosen(query.fields, MemberBody)
-        refuse(call.request.query_string, *_NOT_HERE)
         named = await _wanted(call, query)
         if named == b"":
             await call.store.groups.get_group(
@@ -220,9 +218,9 @@ class Members(Resource):
 
         At most 10,000, of a group of at most 10,000 members, else it is 409 and nothing changed.
         An empty list empties the group. Ids that are malformed or cannot be added are told, and do
-        not stop the others. It is not atomic as a whole: first who is missing is added, then who is
-        not in the list is removed; repeating is safe. Whom somebody else adds or removes meanwhile
-        may be in or out.
+        not stop the others; a list of nothing but malformed ones changes nothing: 400. It is not
+        atomic as a whole: first who is missing is added, then who is not in the list is removed;
+        repeating is safe. Whom somebody else adds or removes meanwhile may be in or out.
         """
         by_custom_id = body.custom_ids is not UNSET
         sent = (body.custom_ids if by_custom_id else body.profile_ids) or []
@@ -236,6 +234,10 @@ class Members(Resource):
             group = await call.store.groups.get_group(call.environment, gid)
             await call.store.members.check_replaceable(call.environment, group.number)
         named, invalid = await _named(call, body, adding=True)
+        if sent and not named:
+            field = "custom_ids" if by_custom_id else "profile_ids"
+            message = "none of these can be a member; only an empty list empties the group"
+            raise Invalid(f"{message} - at `$.{field}`", field)
         told, removed = await call.store.groups.with_number(
             call.environment,
             gid,
@@ -445,9 +447,6 @@ def _errors(call: TenantCall, over: list[str]) -> list[ItemError] | UnsetType:
 def _texts(packed: Sequence[bytes]) -> list[str]:
     return [ids.text(each) for each in packed]
 
-
-_NOT_HERE = ("attributes", "membership_type", "name", "ordering", "page")
-"""What other lists take, and this one does not."""
 
 _LETTERS = b"+=LU-.E"
 _TRIES = 5

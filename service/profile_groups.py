@@ -178,7 +178,10 @@ class OneGroup(Resource):
 
         A UUID that is free becomes its id, any other text its custom id.
         """
-        if ids.parse(gid) is not None:
+        gid_is_custom = ids.named_by_custom_id(gid)
+        if gid_is_custom is not None:
+            gid = gid_is_custom
+        elif ids.parse(gid) is not None:
             return await _create(call, body, group_id=gid.lower(), custom_id=body.custom_id)
         if len(gid) > 255 or "\0" in gid:
             message = "A custom id has at most 255 characters and no NUL - at the end of the path"

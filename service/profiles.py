@@ -49,6 +49,9 @@ ADDRESS_PER_MINUTE = 60
 ANONYMOUS_BODY_BYTES = 64 * 1024
 """A longer body of somebody who may give no more than a nickname is 413."""
 
+OWN_BODY_BYTES = 128 * 1024
+"""The same of the token of a profile, which anybody gets: a nickname and custom data, escaped."""
+
 WRITE = "profiles:write"
 
 Nickname = Annotated[str, Meta(max_length=255, extra_json_schema=NO_NUL)]
@@ -227,7 +230,8 @@ class CurrentProfile(Resource):
         own = tenant.principal.profile
         if own is None:
             raise Forbidden("The token speaks for no profile: change one at profiles/{id}/.")
-        body = _decoded(_CHANGES, ProfileChangesBody, await read_body(call.request))
+        data = await read_body(call.request, OWN_BODY_BYTES)
+        body = _decoded(_CHANGES, ProfileChangesBody, data)
         return _body(tenant, tenant.application, await _change_own(tenant, own, body))
 
 
@@ -248,20 +252,21 @@ class OneProfile(Resource):
 
     @endpoint(
         WRITE,
-        body=ProfileChangesBody,
         reply=ProfileBody,
         own=True,
         errors=(HTTPStatus.CONFLICT,),
+        wire=Wire(reads=ProfileChangesBody),
     )
-    async def on_patch(
-        self, call: TenantCall, body: ProfileChangesBody, *, pid: str
-    ) -> ProfileBody:
+    async def on_patch(self, call: TenantCall, *, pid: str) -> ProfileBody:
         """Change a profile.
 
         Repeating is safe: of a custom id and other changes at once, the custom id comes first.
         """
+        of_a_profile = call.principal.profile is not None
+        data = await read_body(call.request, OWN_BODY_BYTES if of_a_profile else BODY_LIMIT_BYTES)
+        body = _decoded(_CHANGES, ProfileChangesBody, data)
         profile_id = await _named(call, pid)
-        if call.principal.profile is not None:
+        if of_a_profile:
             return _body(call, call.application, await _change_own(call, profile_id, body))
         # What does not fit is refused here, before anything is changed.
         changes = body.changes()
@@ -331,9 +336,12 @@ async def _take_allowance(call: Call, application: Application) -> None:
     """
     limits, env = call.backend.store.limits, application.production
     address = _neighbourhood(client_address(call.request, call.backend.config))
-    await limits.take(env, f"anonymous:{address}", ADDRESS_PER_MINUTE / 60, ADDRESS_PER_MINUTE)
-    per_minute = application.anonymous_per_minute
-    await limits.take(env, "anonymous", per_minute / 60, per_minute)
+    for caller, per_minute, of in (
+        (f"anonymous:{address}", ADDRESS_PER_MINUTE, " from one address"),
+        ("anonymous", application.anonymous_per_minute, ""),
+    ):
+        allowed = f"{per_minute:,} anonymous profiles a minute{of}"
+        await limits.take(env, caller, per_minute / 60, per_minute, allowed)
 
 
 def _neighbourhood(address: str) -> str:
@@ -431,6 +439,9 @@ def _made_up(call: TenantCall) -> ProfileBody:
     name = f"{application.client_id}\0{subject}"
     made = _blank(call, application, str(uuid.uuid5(uuid.NAMESPACE_URL, name)))
     made.nickname = subject
+    # Its id is nobody's: this is where it is read again.
+    base, name = origin(call.request, call.backend.config) + API, quote(application.client_id)
+    made.url = f"{base}/applications/{name}/profile/"
     made.created_at = timestamp(application.created_at_us)
     return made
 

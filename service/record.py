@@ -10,10 +10,12 @@ batches of 320 requests through protocol, application and store); a line of the 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import secrets
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import falcon.asgi
@@ -21,11 +23,11 @@ import msgspec
 
 from service.counters import Counters, key, timed
 from service.endpoint import ENCODER, Request
-from service.errors import BelongError
+from service.errors import BelongError, Unavailable
 from service.request_log import RequestLog, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from service.counters import Snapshot
 
@@ -36,6 +38,15 @@ NO_METHOD = "(other)"
 _METHODS = frozenset(falcon.HTTP_METHODS)
 _FAILED = 400
 _UNANSWERED = 0
+_CLOSING = ((b"retry-after", b"1"), (b"connection", b"close"))
+STOPPED = ENCODER.encode(
+    {
+        "detail": "The server stopped before this was finished: some of it may be done, and "
+        "repeating is safe.",
+        "error_code": Unavailable.code,
+    }
+)
+"""Answered to what a stop cuts off."""
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +74,15 @@ class Note:
         elif self.status >= _FAILED:
             self.body = message.get("body", b"")
         return self._send(message)
+
+    async def answer(
+        self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Answer with a JSON body, where nothing has been answered yet."""
+        head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        head += headers
+        await self.send({"type": "http.response.start", "status": status, "headers": head})
+        await self.send({"type": "http.response.body", "body": body})
 
 
 class Route:
@@ -105,6 +125,12 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
         self._in_flight += 1
         try:
             await self._answer(scope, receive, note.send)
+        except asyncio.CancelledError:
+            # uvicorn ends what is in flight when the time for that is over at a stop.
+            path = scope["path"]
+            log.warning("%s %s was cut off by the stop", scope["method"], path)
+            if not note.status:
+                await note.answer(HTTPStatus.SERVICE_UNAVAILABLE, STOPPED, _CLOSING)
         except Exception as error:
             if note.status:
                 raise
@@ -149,13 +175,7 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
     async def _answer_failure(self, scope: dict[str, Any], note: Note, error: Exception) -> None:
         request_id = note.request_id.decode()
         log.error("%s failed (request id %s)", scope["method"], request_id, exc_info=error)
-        body = failure_body(request_id)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        await note.send({"type": "http.response.start", "status": 500, "headers": headers})
-        await note.send({"type": "http.response.body", "body": body})
+        await note.answer(HTTPStatus.INTERNAL_SERVER_ERROR, failure_body(request_id))
 
     def _new_route(self, of: tuple[str, str | None]) -> Route:
         if of[0] not in _METHODS:

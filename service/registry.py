@@ -336,11 +336,7 @@ class Registry:
         self, applications: list[str], scopes: list[str]
     ) -> tuple[Credential, str]:
         """Give a new credential and its secret, which is shown this once: 256 random bits."""
-        known = (await self._load()).applications
-        for client_id in applications:
-            if client_id not in known:
-                message = f"no application {client_id}"
-                raise NotFound(message)
+        _require_known(applications, await self._load())
         if not applications:
             message = "a credential is for at least one application"
             raise Invalid(message, "applications")
@@ -358,7 +354,12 @@ class Registry:
             created_at_us=_now_us(),
         )
         await self._replace("credentials", credential.id, b"", msgspec.json.encode(credential))
-        await self._load()
+        try:
+            # Whoever deletes one from here on finds the credential.
+            _require_known(applications, await self._load())
+        except NotFound:
+            await self.deactivate_credential(credential.id)
+            raise
         return credential, secret
 
     async def credential(self, credential_id: str) -> Credential | None:
@@ -547,6 +548,13 @@ class Registry:
 _APPLICATION = msgspec.json.Decoder(ApplicationDocument)
 _CREDENTIAL = msgspec.json.Decoder(Credential)
 _SIGNING_KEY = msgspec.json.Decoder(SigningKey)
+
+
+def _require_known(client_ids: list[str], copy: _Copy) -> None:
+    for client_id in client_ids:
+        if client_id not in copy.applications:
+            message = f"no application {client_id}"
+            raise NotFound(message)
 
 
 def _check(name: str, value: object) -> None:

@@ -80,15 +80,20 @@ class BulkStore:
         """
         plan = await _planned(env, changes)
         tail = (now_us or time.time_ns() // 1000, env.groups_per_profile)
-        await all_done(
-            *(
-                self._write(env.partitions[partition], steps, plan.places, changes.letters, tail)
-                for partition, steps in plan.parts.items()
+        try:
+            await all_done(
+                *(
+                    self._write(
+                        env.partitions[partition], steps, plan.places, changes.letters, tail
+                    )
+                    for partition, steps in plan.parts.items()
+                )
             )
-        )
-        for place, first in plan.repeated:
-            letter = changes.letters[first]
-            changes.letters[place] = _AGAIN.get(letter, letter)
+        finally:
+            # Also where something failed: made with the rest they would come too late.
+            for place, first in plan.repeated:
+                letter = changes.letters[first]
+                changes.letters[place] = _AGAIN.get(letter, letter)
 
     async def _write(
         self,

@@ -145,9 +145,11 @@ class GroupStore:
     ) -> Group:
         """Give the group of an id or, if no group has that id, of a custom id.
 
-        Read from the directory, so it is as it is now.
-        NotFound where there is none, or an inactive one that was not asked for. One round trip.
+        What follows on `custom_id:` is a custom id, whatever its form. Read from the directory, so
+        it is as it is now. NotFound where there is none, or an inactive one that was not asked for.
+        One round trip.
         """
+        custom_id = ids.named_by_custom_id(gid)
         parsed = ids.parse(gid)
         directory = self._cache.directory(env.directory)
         with directory.filling() as fill:
@@ -158,7 +160,7 @@ class GroupStore:
                     keys.key(env.directory, "group_custom_ids"),
                     keys.none(env.directory),
                 ],
-                [parsed or b"", gid.encode()],
+                [parsed or b"", (gid if custom_id is None else custom_id).encode()],
             )
             if not found or found[1] is None:
                 raise NotFound

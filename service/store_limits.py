@@ -32,7 +32,9 @@ class LimitStore:
         self._script = scripts.load("take_allowance")
         self._alone: dict[bytes, int] = {}
 
-    async def take(self, env: Environment, caller: str, per_second: float, burst: int) -> None:
+    async def take(
+        self, env: Environment, caller: str, per_second: float, burst: int, allowed: str = ""
+    ) -> None:
         """Take one request out of a caller's allowance: `burst` at once, `per_second` on average.
 
         Exact over all processes, in one round trip: of many calls at once on a whole allowance
@@ -44,7 +46,8 @@ class LimitStore:
         reads: until it takes writes again each process counts by itself, so that N processes let
         through up to N times as much.
 
-        Raises TooManyRequests, and Unavailable when the store does not answer.
+        Raises TooManyRequests, which says what is `allowed` (unless told otherwise, so many a
+        second), and Unavailable when the store does not answer.
         """
         interval_us = max(1, round(1_000_000 / per_second))
         now_us = time.time_ns() // 1000
@@ -58,7 +61,8 @@ class LimitStore:
         except Unwritable:
             wait_us = self._take_alone(key, interval_us, burst)
         if wait_us:
-            message = f"Too many requests: {per_second:g} a second are allowed here."
+            allowed = allowed or f"{per_second:g} a second"
+            message = f"Too many requests: {allowed} are allowed here."
             raise TooManyRequests(message, -(-wait_us // 1_000_000))
 
     def _take_alone(self, key: bytes, interval_us: int, burst: int) -> int:

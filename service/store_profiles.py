@@ -157,8 +157,9 @@ class ProfileStore:
         q, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
         field = keys.identity_field(kind, value)
         expected = b""
+        given_up = 0
         for _ in range(TRIES):
-            attempt = _now_us()
+            attempt = max(_now_us(), given_up + 1)
             held = await self._reserve(env, q, bucket, field, mixed, attempt, expected)
             fault("add_identity.reserved")
             ours = held[: ids.SIZE] == mixed
@@ -175,7 +176,9 @@ class ProfileStore:
                 continue
             try:
                 since = await self._confirm(env, mixed, field, attempt, kind, value, int(known))
-            except Stale:
+            except Stale as error:
+                # By a clock that is ahead of ours, perhaps, or was: the next attempt comes after.
+                given_up = int(str(error))
                 continue
             except (Conflict, NotFound, Unavailable):
                 # Refused before anything was written; only a reply that was lost may be confirmed.
@@ -381,10 +384,15 @@ class ProfileStore:
                 [keys.key(tag, "erasing"), keys.none(tag)],
                 [CHUNK],
             )
+            if len(marked) < CHUNK:
+                # That is all of them: whoever else was marked is erased, and may be marked anew.
+                for seen in [each for each in self._marked if each[0] == tag]:
+                    if seen[1] not in marked:
+                        del self._marked[seen]
             for mixed in marked:
                 if now - self._marked.setdefault((tag, mixed), now) >= grace_seconds:
                     await self._erase(env, tag, mixed)
-                    del self._marked[tag, mixed]
+                    self._marked.pop((tag, mixed), None)
                     total += 1
         while len(self._marked) > MARKED:
             del self._marked[next(iter(self._marked))]

@@ -269,6 +269,7 @@ class _Import:
                 f" has read it. Delete {self._kept} and use --merge to go over all of it."
             )
         self._marks = earlier.applications
+        self._report(f"going on from line {place.line + 1:,}")
         self._old = place
         self._offset, self._line, self._ends = place.offset, place.line, place.ends
         self.read = msgspec.structs.replace(place.read)

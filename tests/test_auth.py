@@ -639,7 +639,13 @@ async def test_a_client_signed_token_with_claims_that_do_not_fit_is_401(
 ) -> None:
     await sealed.store.registry.create_application("second")
 
-    assert await refused(sealed, client_signed(**changes)) == "The token is not valid."
+    told = await refused(sealed, client_signed(**changes))
+    [(claim, value)] = changes.items()
+    if claim == "iss" or value == "\ud800" or (isinstance(value, float) and claim != "nbf"):
+        assert told == "The token is not valid."
+    else:
+        # Whoever signed it with the right secret is told what is wrong.
+        assert told == f"The claim {claim} of the token is missing or does not fit."
 
 
 async def test_a_custom_id_in_a_token_is_anything_of_255_characters(sealed: Api) -> None:

@@ -32,7 +32,7 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import api_process, bulk, bulk_lines, ids, keys, scripts
+from service import api_process, auth, bulk, bulk_lines, ids, keys, scripts
 from service.bulk import BulkDone, BulkFailure, BulkResult
 from service.bulk_lines import LONGEST_LINE, Cutter, Window
 from service.groups import NewGroup
@@ -409,6 +409,41 @@ async def test_a_token_that_may_not_write_members_is_refused(api: Api) -> None:
     by = await api.client("members:read", "groups:write")
     await by.call("POST", BULK, b"x\n", status=403)
     await by.using(None).call("POST", f"{BULK}?results=all", b"x\n", status=401)
+
+
+@pytest.mark.parametrize("query", ["", "?results=all"])
+async def test_a_token_that_ends_in_the_middle_ends_the_request(
+    api: Api, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """Lines were done for as long as the body went on, though the credential was deactivated."""
+    monkeypatch.setattr(bulk, "WINDOW", 2)
+    monkeypatch.setattr(auth, "RECHECK_SECONDS", 0.0)
+    group = await api.admin.group()
+    registry = api.store.registry
+    credential, _ = await registry.create_credential(["demo"], ["members:write"])
+    token = await auth.mint(
+        registry,
+        applications=["demo"],
+        scopes=["members:write"],
+        subject="bulk",
+        credential=credential.id,
+    )
+    execute = bulk.Work._execute
+
+    async def deactivate_after(work: bulk.Work, window: Window) -> None:
+        await execute(work, window)
+        await registry.deactivate_credential(credential.id)
+
+    monkeypatch.setattr(bulk.Work, "_execute", deactivate_after)
+    lines = [line("add", group, ids.text(ids.new())) for _ in range(10)]
+    answer = await api.admin.using(token).call("POST", BULK + query, body(lines))
+
+    assert 2 == (await api.admin.get(f"{GROUPS}/{group}/")).body.profile_count
+    if query:
+        assert b'"done"' not in answer.content
+    else:
+        assert 401 == answer.status
+        assert "the first 2 are done" in answer.plain["detail"]
 
 
 async def test_a_registered_application_takes_no_unknown_profiles(api: Api, admin: Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,3 +269,22 @@ async def test_a_process_writes_once_a_second(directory, monkeypatch):
     assert 2 == reader.total().counters["c"]
     task.cancel()
     assert eventually(task.cancelling)
+
+
+def test_a_directory_that_somebody_removed_is_made_again(directory, caplog):
+    """It lay in /dev/shm, which is tidied up at a logout: the others were not seen any more."""
+    one, two = Counters("api", directory.path), Counters("worker", directory.path)
+    two.count("c", by=3)
+    shutil.rmtree(directory.path)
+
+    one.write()
+    two.write()
+    directory.fold()
+    for each in (one, two, one, two):
+        each.write()
+
+    assert 3 == one.total().counters["c"]
+    assert 1 == one.total().gauges[key("belong_processes", ["worker"])]
+    directory.fold()
+    assert 1 == one.total().gauges[key("belong_processes", ["worker"])]
+    assert "made again" in caplog.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -61,11 +61,26 @@ def test_a_sentence_about_a_part_of_a_field_names_the_field() -> None:
     assert misfit("no").field is None
 
 
-def test_a_query_string_becomes_its_struct_and_strangers_are_passed_over() -> None:
+def test_a_query_string_becomes_its_struct() -> None:
     assert query_of("", Parameters) == Parameters()
-    assert query_of("size=3&deep=true&name=&tags=a&tags=b&&x=1&y", Parameters) == Parameters(
+    assert query_of("size=3&deep=true&name=&tags=a&tags=b&&", Parameters) == Parameters(
         3, deep=True, name="", tags=["a", "b"]
     )
+
+
+@pytest.mark.parametrize("query", ["x=1", "y", "size=3&sizes=4", "=1"])
+def test_a_parameter_that_there_is_not_is_refused_with_those_there_are(query: str) -> None:
+    """`?custom_ids=eve` gave all members of a group, for the parameter is called `custom_id`."""
+    with pytest.raises(Invalid, match="There are: size, deep, name, tags"):
+        query_of(query, Parameters)
+
+
+def test_a_value_that_is_none_of_those_there_are_is_refused_with_them() -> None:
+    class Ordered(msgspec.Struct):
+        ordering: Literal["up", "down"] | None = None
+
+    with pytest.raises(Invalid, match="There are: up, down"):
+        query_of("ordering=sideways", Ordered)
 
 
 @pytest.mark.parametrize(

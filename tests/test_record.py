@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -65,6 +66,40 @@ async def logged(api, request):
         yield Logged(conductor, reading, token)
     os.close(reading)
     os.close(writing)
+
+
+async def test_what_a_stop_cuts_off_is_told_so_and_logged(api):
+    """uvicorn answered in plain text, logged a traceback, and the request log had no line."""
+    app = create_app(Config(request_log="errors"), api.store)
+    reading, app.log._descriptor = os.pipe()
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    scope = falcon.testing.create_scope(
+        path=f"{GROUPS}/",
+        method="POST",
+        headers={"Authorization": f"Bearer {api.admin.token}", "Content-Length": "9"},
+    )
+    answering = asyncio.create_task(app(scope, receive, send))
+    await asyncio.sleep(0.05)
+    answering.cancel("Task cancelled, timeout graceful shutdown exceeded")
+    await answering
+    await asyncio.sleep(0.01)
+
+    head, body = sent
+    assert 503 == head["status"]
+    assert (b"retry-after", b"1") in head["headers"]
+    assert "unavailable" == json.loads(body["body"])["error_code"]
+    logged = json.loads(os.read(reading, 65536))
+    assert 503 == logged["status"]
+    assert logged["request_id"].encode() == dict(head["headers"])[b"x-request-id"]
+    os.close(reading)
+    os.close(app.log._descriptor)
 
 
 async def test_every_answer_has_an_id_of_its_own(api, admin):

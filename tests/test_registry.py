@@ -185,6 +185,25 @@ async def test_what_erasing_leaves_of_a_deleted_application_is_no_finding(store,
     assert [] == (await verify(store)).problems
 
 
+async def test_a_credential_made_while_its_application_is_deleted_opens_no_later_one(
+    store, second, quickly, monkeypatch
+):
+    # It was written after the deletion had looked for those that name the application.
+    await store.registry.create_application("one")
+    replace = store.registry._replace
+
+    async def late(kind, *arguments):
+        monkeypatch.undo()
+        monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.01)
+        await second.registry.delete_application("one")
+        await replace(kind, *arguments)
+
+    monkeypatch.setattr(store.registry, "_replace", late)
+    with pytest.raises(NotFound):
+        await store.registry.create_credential(["one"], ["admin"])
+    assert [False] == [each.active for each in await second.registry.list_credentials()]
+
+
 async def field(store, kind, name):
     key = keys.key(keys.REGISTRY, kind)
     return await store.connection.command(key, "HGET", key, name)

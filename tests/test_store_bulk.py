@@ -190,6 +190,35 @@ async def test_what_a_failure_left_is_done_by_the_next_call(store, env, monkeypa
     assert [1000] == await store.members.count_members(env, [number])
 
 
+@on_one_server
+async def test_a_line_that_is_there_twice_does_not_undo_what_came_after_it(store, env, monkeypatch):
+    # What became of the second `add` was told only when all went well. After a failure it was made
+    # with the rest, behind the removal, and the profile stayed in the group that it had left.
+    monkeypatch.setattr(store_bulk, "CHUNK", 1)
+    [number] = await create(store, env)
+    a, b = some(2)
+    kinds = [ADD, ADD, REMOVE, ADD, REMOVE, ADD]
+    changes = Changes.of(kinds, [number] * 6, a + a + a + b + b + b)
+    call, calls = store.connection.call, 0
+
+    async def failing(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            message = "gone"
+            raise Unavailable(message)
+        return await call(*arguments, **named)
+
+    monkeypatch.setattr(store.connection, "call", failing)
+    with pytest.raises(Unavailable):
+        await store.bulk.change_members(env, changes)
+    assert b"+=-+-\0" == bytes(changes.letters)
+    await store.bulk.change_members(env, changes)
+
+    assert b"+=-+-+" == bytes(changes.letters)
+    assert b"01" == await store.members.check_members(env, [number] * 2, a + b)
+
+
 async def test_a_group_may_be_deleted_under_the_changes(store, env):
     group = await store.groups.create_group(env, NewGroup(name="g"))
     profiles = some(3000)

@@ -134,6 +134,17 @@ async def test_a_profile_has_one_custom_id(store, env):
     assert await owner(store, env, "customer_id", "two") is None
 
 
+async def test_an_identity_is_added_though_the_clock_went_back(store, env, monkeypatch):
+    # Whoever had been refused one before was 503 until the clock was there again.
+    [made] = await store.profiles.resolve_identities(env, "customer_id", ["one"], create=True)
+    with pytest.raises(Conflict):
+        await store.profiles.add_identity(env, made, "customer_id", "two")
+    now_us = store_profiles._now_us
+    monkeypatch.setattr(store_profiles, "_now_us", lambda: now_us() - 3_600_000_000)
+    await store.profiles.add_identity(env, made, "email", "e")
+    assert made == await owner(store, env, "email", "e")
+
+
 async def test_an_identity_of_another_profile_is_not_stolen(store, env):
     [one, two] = await store.profiles.resolve_identities(env, "email", ["1", "2"], create=True)
     with pytest.raises(Conflict):
@@ -391,6 +402,22 @@ async def test_a_process_held_up_in_erasing_does_not_end_a_later_erasing(
     await slow
     await store.profiles.finish_erasures(env)
     assert await store.members.check_members(env, [group.number], profile) == b"0"
+
+
+@both_topologies
+async def test_who_is_erased_a_second_time_is_left_to_whoever_is_erasing_it(store, second, env):
+    # The worker took the second mark for the first, stepped in, and the answer missed what it did.
+    profile = new()
+
+    async def erasing():
+        await store.profiles.add_identity(env, profile, "email", "e")
+        async with held_up(store, "_release", store.profiles.erase_profile(env, profile)):
+            return await second.profiles.finish_erasures(env, grace_seconds=0.1)
+
+    assert 0 == await erasing()
+    await second.profiles.finish_erasures(env, grace_seconds=0.1)
+    await asyncio.sleep(0.2)
+    assert 0 == await erasing()
 
 
 async def test_an_identity_reserved_again_while_it_is_confirmed_is_settled_all_the_same(

@@ -23,9 +23,7 @@ async def test_groups_memberships_and_profiles_are_counted(store, env, monkeypat
     )
 
 
-async def test_a_group_that_is_put_away_or_back_while_counting_counts_once(
-    store, env, monkeypatch
-):
+async def test_a_group_that_is_put_away_or_back_while_counting_counts_once(store, env, monkeypatch):
     # The indexes of active and of inactive groups were walked one after the other: a group that
     # was put away between the two was counted in both, with its members.
     monkeypatch.setattr(store_totals, "STEP", 1)

@@ -7,6 +7,7 @@ lines are compared sorted.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import os
@@ -889,14 +890,14 @@ async def test_an_export_does_not_empty_the_file_of_one_that_has_just_finished(
     path = tmp_path / "dump"
     first = transfer_export.FileSink(path, {})
     first.write(b"whole\n")
-    lock = transfer_export.fcntl.flock
+    lock = fcntl.flock
 
     def finish_and_lock(file, how):
-        monkeypatch.setattr(transfer_export.fcntl, "flock", lock)
+        monkeypatch.setattr(fcntl, "flock", lock)
         first.finish()
         lock(file, how)
 
-    monkeypatch.setattr(transfer_export.fcntl, "flock", finish_and_lock)
+    monkeypatch.setattr(fcntl, "flock", finish_and_lock)
     with pytest.raises(Unusable, match="Another export has just finished"):
         transfer_export.FileSink(path, {})
 
@@ -1091,7 +1092,7 @@ def test_an_import_from_nothing_says_so(place):
         data_dir, "import", "-", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         try:
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=30)
         finally:
             process.kill()
     assert (1, b"The file is empty." in err) == (process.returncode, True)
