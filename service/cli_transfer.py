@@ -16,8 +16,8 @@ import msgspec
 
 from service.errors import NotFound, Unusable
 from service.registry import PARTITIONS_MAX
-from service.transfer_export import export_to_file, export_to_stream
-from service.transfer_import import Options, import_file, import_stream
+from service.transfer.exporting import export_to_file, export_to_stream
+from service.transfer.importing import Options, import_file, import_stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

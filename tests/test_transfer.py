@@ -27,17 +27,15 @@ from service import (
     scripts,
     store_transfer,
     transfer,
-    transfer_export,
-    transfer_import,
-    transfer_merge,
 )
 from service.embedded import EmbeddedServer
 from service.errors import Conflict, Invalid, NotFound, Unusable
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.store import Store
 from service.store_transfer import Arriving
-from service.transfer_export import export_to_file, export_to_stream
-from service.transfer_import import Options, import_file, import_stream
+from service.transfer import exporting, importing, merging
+from service.transfer.exporting import export_to_file, export_to_stream
+from service.transfer.importing import Options, import_file, import_stream
 from service.verify import verify
 from tests import backings
 from tests.serving import ROOT
@@ -604,13 +602,13 @@ async def test_a_membership_before_its_group_is_refused(other):
 async def test_a_group_that_was_deleted_long_ago_takes_no_members(other, monkeypatch):
     # Numbers of groups were remembered for as long as an import ran. A day after the sweep nothing
     # says any more that the group is gone: members were made of a number that nobody has.
-    monkeypatch.setattr(transfer_merge, "REMEMBERED_SECONDS", 0)
+    monkeypatch.setattr(merging, "REMEMBERED_SECONDS", 0)
     env = (await other.registry.create_application("shop")).production
     group = await other.groups.create_group(env, NewGroup(name="g", id=G1))
-    merger = transfer_merge.Merger(other, nothing, merge=True)
+    merger = merging.Merger(other, nothing, merge=True)
 
     async def bring(line, profile_id):
-        segment = transfer_merge.Segment(environment="production")
+        segment = merging.Segment(environment="production")
         row = {"environment": "production", "group_id": G1, "profile_id": profile_id}
         segment.add(line, transfer.MembershipRecord(**row, joined_at_us=7))
         await merger.bring(env, segment)
@@ -702,9 +700,9 @@ async def test_a_line_of_100_megabytes_is_refused_without_being_held(other):
 
 
 async def test_a_mended_file_is_gone_on_with_without_merge(other, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer_import, "LAG_SECONDS", 0)
-    monkeypatch.setattr(transfer_import, "PLACE_SECONDS", 0)
-    monkeypatch.setattr(transfer_import, "LINES", 2)
+    monkeypatch.setattr(importing, "LAG_SECONDS", 0)
+    monkeypatch.setattr(importing, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(importing, "LINES", 2)
     path = tmp_path / "dump"
     second = GROUP | {"id": G2, "name": "Second"}
     path.write_bytes(lines(APPLICATION, GROUP, MEMBER, b"{", second, END))
@@ -739,8 +737,8 @@ async def test_the_place_that_is_kept_is_older_than_what_a_store_may_lose(other,
 async def test_a_file_that_changed_before_the_place_is_not_gone_on_with(
     other, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(transfer_import, "LAG_SECONDS", 0)
-    monkeypatch.setattr(transfer_import, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(importing, "LAG_SECONDS", 0)
+    monkeypatch.setattr(importing, "PLACE_SECONDS", 0)
     path = tmp_path / "dump"
     path.write_bytes(lines(APPLICATION, GROUP, MEMBER, b"{"))
     with pytest.raises(Invalid):
@@ -759,8 +757,8 @@ async def test_an_unfinished_import_is_not_gone_on_with_under_another_client_id(
 ):
     # It was: what was left went into the application of the first run, the one that was asked for
     # was not even made, and the command said that all was well.
-    monkeypatch.setattr(transfer_import, "LAG_SECONDS", 0)
-    monkeypatch.setattr(transfer_import, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(importing, "LAG_SECONDS", 0)
+    monkeypatch.setattr(importing, "PLACE_SECONDS", 0)
     path = tmp_path / "dump"
     path.write_bytes(lines(APPLICATION, GROUP, MEMBER, b"{"))
     with pytest.raises(Invalid):
@@ -796,9 +794,9 @@ async def test_an_import_into_another_store_is_not_gone_on_with(other, tmp_path)
 
 
 async def test_an_export_goes_on_where_it_was_kept(store, partitions, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer_export, "PLACE_SECONDS", 0)
-    monkeypatch.setattr(transfer_export, "BLOCK", 0)
-    monkeypatch.setattr(transfer_export, "GROUPS", 5)
+    monkeypatch.setattr(exporting, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(exporting, "BLOCK", 0)
+    monkeypatch.setattr(exporting, "GROUPS", 5)
     monkeypatch.setattr(store_transfer, "PROFILES", 20)
     application = await fill(store, partitions=partitions)
     expected = await exported(store)
@@ -819,7 +817,7 @@ async def test_an_export_goes_on_where_it_was_kept(store, partitions, tmp_path, 
     runs = 0
     while not path.exists():
         places.clear()
-        monkeypatch.setattr(transfer_export, "write_place", stop(1 + runs % 3))
+        monkeypatch.setattr(exporting, "write_place", stop(1 + runs % 3))
         runs += 1
         try:
             written = await export_to_file(store, [application], path, nothing)
@@ -839,7 +837,7 @@ async def test_an_export_goes_on_where_it_was_kept(store, partitions, tmp_path, 
 async def test_an_unfinished_export_of_something_else_is_not_gone_on_with(
     other, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(transfer_export, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(exporting, "PLACE_SECONDS", 0)
     shop, club = await fill(other), await fill(other, "club", profiles=20)
     path = tmp_path / "dump"
     write = transfer.write_place
@@ -848,7 +846,7 @@ async def test_an_unfinished_export_of_something_else_is_not_gone_on_with(
         write(*place)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transfer_export, "write_place", stop)
+    monkeypatch.setattr(exporting, "write_place", stop)
     with pytest.raises(KeyboardInterrupt):
         await export_to_file(other, [shop], path, nothing)
 
@@ -864,7 +862,7 @@ async def test_an_export_that_was_killed_when_its_file_had_its_name_is_begun_ane
 ):
     # The place was left behind without the part that it speaks of, and no export to that file
     # was to be had until somebody deleted it.
-    monkeypatch.setattr(transfer_export, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(exporting, "PLACE_SECONDS", 0)
     shop = await fill(other, profiles=20)
     path = tmp_path / "dump"
 
@@ -872,7 +870,7 @@ async def test_an_export_that_was_killed_when_its_file_had_its_name_is_begun_ane
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(transfer_export, "sync_folder", stop)
+        patched.setattr(exporting, "sync_folder", stop)
         with pytest.raises(KeyboardInterrupt):
             await export_to_file(other, [shop], path, nothing)
     assert [path, tmp_path / "dump.progress"] == sorted(tmp_path.iterdir())
@@ -888,7 +886,7 @@ async def test_an_export_does_not_empty_the_file_of_one_that_has_just_finished(
     # Who opened the part before it got its name, and had its lock after that, began anew in what
     # was the finished file by then.
     path = tmp_path / "dump"
-    first = transfer_export.FileSink(path, {})
+    first = exporting.FileSink(path, {})
     first.write(b"whole\n")
     lock = fcntl.flock
 
@@ -899,16 +897,16 @@ async def test_an_export_does_not_empty_the_file_of_one_that_has_just_finished(
 
     monkeypatch.setattr(fcntl, "flock", finish_and_lock)
     with pytest.raises(Unusable, match="Another export has just finished"):
-        transfer_export.FileSink(path, {})
+        exporting.FileSink(path, {})
 
     assert b"whole\n" == path.read_bytes()
-    transfer_export.FileSink(path, {}).close()
+    exporting.FileSink(path, {}).close()
 
 
 async def test_two_at_one_file_are_kept_apart(other, tmp_path):
     application = await fill(other, profiles=20)
     path = tmp_path / "dump"
-    sink = transfer_export.FileSink(path, {})
+    sink = exporting.FileSink(path, {})
     with pytest.raises(Unusable, match="Another export is writing"):
         await export_to_file(other, [application], path, nothing)
     sink.close()
@@ -943,7 +941,8 @@ def place(runtime, tmp_path):
 
 
 QUICK = (
-    "import sys; from service import cli, transfer_export as e, transfer_import as i;"
+    "import sys; from service import cli;"
+    "from service.transfer import exporting as e, importing as i;"
     "e.PLACE_SECONDS = i.PLACE_SECONDS = 0.05; i.LAG_SECONDS = 0; i.LINES = 1000; cli.main()"
 )
 """The command, which keeps its place more often than a minute's work needs."""

@@ -40,7 +40,7 @@ from service.transfer import (
     read_place,
     write_place,
 )
-from service.transfer_merge import Merger, Segment
+from service.transfer.merging import Merger, Segment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
