@@ -80,7 +80,8 @@ class MemberStore:
     ) -> bytes:
         """Add profiles to a group. Returns one outcome per id, in the order given.
 
-        ADDED, ALREADY (a member before, or given twice), OVER_LIMIT (the profile is in
+        An id that is given twice counts once, and has one outcome at both places. ADDED, ALREADY
+        (a member before), OVER_LIMIT (the profile is in
         `groups_per_profile` static groups), UNKNOWN (it has no record, and only profiles with
         one are taken: those of a registered application, and, `recorded`, those that an identity
         resolved to, which may have been erased since), BEING_ERASED. Atomic for each id, not for

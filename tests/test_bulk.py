@@ -1134,6 +1134,7 @@ def test_a_refusal_reaches_a_client_that_goes_on_sending(
     assert demo.one.get().status_code == 200
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_memory_stays_flat_and_others_are_answered(demo: Demo) -> None:
     """The growth between line 10,000 and line 1,000,000 is below 32 MiB (design 3.1)."""

@@ -257,6 +257,7 @@ async def test_a_full_store_takes_removals_and_says_that_it_takes_no_adds():
         server.stop()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("groups", [1, 1000])
 async def test_no_script_holds_the_server_up_for_long(groups):
     """The slowest of the scripts of a window, as the median of several windows."""

@@ -490,6 +490,7 @@ async def test_a_full_store_can_be_read_and_emptied_and_says_so():
         )
 
 
+@pytest.mark.alone
 async def test_no_script_of_records_holds_the_server_up():
     slow_log = ("--slowlog-log-slower-than", "0", "--slowlog-max-len", "20000")
     async with alone(*slow_log) as (server, store, env):
