@@ -1099,16 +1099,19 @@ def test_a_client_that_sends_everything_before_it_reads_is_answered(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("send_by", CLIENTS)
+@pytest.mark.parametrize(
+    ("send_by", "lines"), [(by_httpx, 2_000_000), (by_http_client, 400_000), (by_urllib, 400_000)]
+)
 def test_two_million_lines_are_answered_to_an_ordinary_client(
-    demo: Demo, send_by: Callable[..., tuple[int, bytes]]
+    demo: Demo, send_by: Callable[..., tuple[int, bytes]], lines: int
 ) -> None:
+    """All three were tried with as many; what is sent is far more than any buffer holds."""
     group = demo.group()
 
-    status, content = send_by(demo, many(group, 2_000_000))
+    status, content = send_by(demo, many(group, lines))
 
     assert 200 == status
-    assert BulkDone(lines=2_000_000, added=10_000, already_added=1_990_000) == read(content)[1]
+    assert BulkDone(lines=lines, added=10_000, already_added=lines - 10_000) == read(content)[1]
 
 
 @pytest.mark.parametrize("send_by", CLIENTS)
