@@ -30,7 +30,7 @@ from service.paging import PageBody, Walk, chosen
 from service.store_lookups import EVERY
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from service.admission import TenantCall
     from service.groups import Group
@@ -139,13 +139,15 @@ class Check(Resource):
         pairs = body.pairs
         if len(pairs) == 1:
             return await _checked(call, pairs[0])
-        numbers = await _numbers(call, {pair.group_id: None for pair in pairs})
+        groups, env = call.store.groups, call.environment
+        numbers = await groups.numbers_of(env, {pair.group_id: None for pair in pairs})
         profiles = await _profiles(call, pairs)
         letters = await _letters(call, pairs, numbers, profiles)
         gone = {
             pair.group_id for pair, letter in zip(pairs, letters, strict=True) if letter == GONE
         }
-        if gone and await _renumbered(call, numbers, gone):
+        if gone and (moved := await groups.renumbered(env, numbers, gone)):
+            numbers |= await groups.numbers_of(env, moved)
             letters = await _letters(call, pairs, numbers, profiles)
         if ERASING in letters:
             raise _being_erased(letters.index(ERASING))
@@ -175,33 +177,10 @@ async def _letters(
     return bytes(letters)
 
 
-async def _renumbered(
-    call: TenantCall, numbers: dict[str, int | None], gone: Collection[str]
-) -> bool:
-    """Confirm that groups are gone; tell whether one of them has another number by now."""
-    changed = []
-    waiting = iter(gone)
-
-    async def confirm() -> None:
-        for gid in waiting:
-            number = numbers[gid]
-            if number is not None:
-                fresh = await call.store.groups.renumber(call.environment, gid, number)
-                if fresh is not None:
-                    numbers[gid] = fresh
-                    changed.append(gid)
-
-    await asyncio.gather(*(confirm() for _ in range(min(_READERS, len(gone)))))
-    return bool(changed)
-
-
 ERASING, GONE = b"En"
 _WORDS = {ord("1"): b"true", ord("0"): b"false", ord("n"): b"null"}
 
 _ANSWERS = {letter: b'{"results":[%b]}' % word for letter, word in _WORDS.items()}
-
-_READERS = 32
-"""Groups whose numbers are asked for at the same time, where the near-cache does not know them."""
 
 
 def _being_erased(place: int) -> Erasing:
@@ -233,28 +212,6 @@ async def _checked(call: TenantCall, pair: Pair) -> bytes:
     if letters[0] == ERASING:
         raise _being_erased(0)
     return _ANSWERS[letters[0]]
-
-
-async def _numbers(call: TenantCall, gids: dict[str, None]) -> dict[str, int | None]:
-    """Give the number of each group; None where there is no such group."""
-    numbers: dict[str, int | None] = {}
-    waiting = iter(gids)
-
-    async def read() -> None:
-        for gid in waiting:
-            try:
-                numbers[gid] = await call.store.groups.number_of(call.environment, gid)
-            except NotFound:
-                numbers[gid] = None
-            if len(numbers) % IDS_PER_TURN == 0:
-                await asyncio.sleep(0)
-
-    if len(gids) == 1:
-        await read()
-    else:
-        # NOTE: with a warm cache the first reader never waits, and takes them all.
-        await asyncio.gather(*(read() for _ in range(min(_READERS, len(gids)))))
-    return numbers
 
 
 async def _profiles(call: TenantCall, pairs: list[Pair]) -> list[bytes]:

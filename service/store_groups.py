@@ -33,7 +33,7 @@ from service.groups import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
     from service.connection import Connection
     from service.cuts import Cut
@@ -187,7 +187,7 @@ class GroupStore:
             self._cache.misses += 1
         return (await self.get_group(env, gid, include_inactive=True)).number
 
-    async def numbers_of(self, env: Environment, gids: Iterable[str]) -> dict[str, int | None]:
+    async def numbers_of(self, env: Environment, gids: Collection[str]) -> dict[str, int | None]:
         """Give the number of each group, as `number_of` does; None where none is.
 
         Those that are not near-cached are asked for side by side.
@@ -204,7 +204,7 @@ class GroupStore:
         return numbers
 
     async def renumbered(
-        self, env: Environment, numbers: Mapping[str, int | None], gids: Iterable[str]
+        self, env: Environment, numbers: Mapping[str, int | None], gids: Collection[str]
     ) -> set[str]:
         """Give those groups that are said to be gone, but have another number: see `renumber`."""
         moved: set[str] = set()
@@ -560,7 +560,7 @@ def _now_us() -> int:
     return time.time_ns() // 1000
 
 
-async def _side_by_side(use: Callable[[str], Awaitable[None]], gids: Iterable[str]) -> None:
+async def _side_by_side(use: Callable[[str], Awaitable[None]], gids: Collection[str]) -> None:
     """Do something with each of many groups, READERS at the same time."""
     waiting = iter(gids)
     done = 0
@@ -574,7 +574,7 @@ async def _side_by_side(use: Callable[[str], Awaitable[None]], gids: Iterable[st
                 # With a warm cache nothing waits, and the first takes them all.
                 await asyncio.sleep(0)
 
-    await all_done(*(work() for _ in range(READERS)))
+    await all_done(*(work() for _ in range(min(READERS, len(gids)))))
 
 
 async def _no() -> bool:
