@@ -2,7 +2,8 @@
 --[[
 Bring records and attributes of profiles in from elsewhere. Of a record that is there only what is
 missing is filled in; an attribute is written where its time is later than that of the one here. A
-profile that had no fact before enters group 0 in the same step.
+profile that had no fact before enters group 0 in the same step, and one from whose attributes
+anything follows is noted as behind.
 
 KEYS[1]    erasing   SET   profiles being erased
 KEYS[2]    none      never exists
@@ -11,7 +12,7 @@ ARGV[2..]  repeated: mixed id; how many fields of the record, and how many attri
            field and its value; each attribute, its time, since and JSON value (since and value ''
            of one that was deleted)
 Computed   <tag>:profile:<id>, <tag>:attributes:<id>, <tag>:m:<id>, <tag>:g:0:<depth>:<prefix>,
-           <tag>:count, <tag>:shape
+           <tag>:count, <tag>:shape, <tag>:watch, <tag>:dirty
 Returns    string, a letter per profile: + something was written, = all of it was there, E the
            profile is being erased
 Errors     none
@@ -21,20 +22,26 @@ Cost       O(ARGV), about 10 us a profile and 2 us an attribute; safe to send tw
 --- @include "include/head_of"
 --- @include "include/has_fact"
 --- @include "include/raised"
+--- @include "include/attribute_text"
+--- @include "include/is_watched"
+--- @include "include/mark_dirty"
 --- @include "include/insert_members"
 local erasing, now = KEYS[1], ARGV[1]
 local call, match = redis.call, string.match
 local tag = tag_of(erasing)
 local some_erasing = call('EXISTS', erasing) == 1
 local letters, entering, entered = {}, {}, {}
--- The value that an attribute of a profile is to have, nil where the one here stays. The same value
--- with a later time keeps on from the earlier of both beginnings.
+-- The value that an attribute of a profile is to have, nil where the one here stays. What is shown
+-- as the same text, with a later time, keeps on from the earlier of both beginnings.
 local function merged(held, time, since, value)
   local held_time = held and match(held, '^(%d+)')
   if held_time and tonumber(held_time) >= tonumber(time) then return nil end
   if since == '' then return time end
   local held_since, held_value = match(held or '', '^%d+ (%d+) (.*)$')
-  if held_value == value and tonumber(held_since) < tonumber(since) then since = held_since end
+  if held_value and attribute_text(held_value) == attribute_text(value)
+    and tonumber(held_since) < tonumber(since) then
+    since = held_since
+  end
   return time .. ' ' .. since .. ' ' .. value
 end
 local at = 2
@@ -55,17 +62,18 @@ while at <= #ARGV do
     for i = first, stop - 1, 2 do
       if call('HSETNX', profile, ARGV[i], ARGV[i + 1]) == 1 then letter = '+' end
     end
-    local changed = false
+    local changed = {}
     for i = stop, at - 1, 4 do
       local value = merged(call('HGET', held_attributes, ARGV[i]), ARGV[i + 1], ARGV[i + 2],
         ARGV[i + 3])
       if value then
         call('HSET', held_attributes, ARGV[i], value)
-        changed = true
+        changed[#changed + 1] = ARGV[i]
       end
     end
-    if changed then
+    if #changed > 0 then
       call('HSET', profile, 'seq', raised(call('HGET', profile, 'seq'), now))
+      if is_watched(tag, changed) then mark_dirty(tag, id, now) end
       letter = '+'
     end
   end

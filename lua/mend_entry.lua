@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 --[[
 Take an entry out of a directory's index, map of ids or list of intents, if the document of the
-group that it names is still as it was read.
+group that it names is still as it was read; or out of anything else, where it names no group.
 
 KEYS[1]    entered   ZSET or HASH
 KEYS[2]    none      never exists

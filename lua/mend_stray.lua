@@ -7,7 +7,8 @@ KEYS[2]    none      never exists
 ARGV[1]    id        mixed id
 ARGV[2]    limit     integer  memberships at most
 Computed   <tag>:m:<id>, <tag>:g:<group>:<depth>:<prefix>, <tag>:count, <tag>:shape,
-           <tag>:profile:<id>, <tag>:attributes:<id>, <tag>:identities:<id>
+           <tag>:profile:<id>, <tag>:attributes:<id>, <tag>:identities:<id>,
+           <tag>:instances:<id>, <tag>:requests:<id>, <tag>:dirty
 Returns    1 where another step has to follow, else 0
 Errors     none
 Cost       O(limit), about 15 us each; safe to send twice
@@ -26,5 +27,8 @@ for i = 1, math.min(#groups, limit) do
 end
 if #groups > limit then return 1 end
 if in_segment(tag, '0', id) then delete_members(tag, '0', {id}) end
-call('DEL', tag .. ':profile:' .. id, tag .. ':attributes:' .. id, tag .. ':identities:' .. id)
+for _, kind in ipairs({'profile', 'attributes', 'identities', 'instances', 'requests'}) do
+  call('DEL', tag .. ':' .. kind .. ':' .. id)
+end
+call('ZREM', tag .. ':dirty', id)
 return 0

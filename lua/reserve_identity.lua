@@ -1,7 +1,8 @@
 #!lua
 --[[
 Reserve an identity for a profile whose record may live in another slot: the first of three steps
-(reserve, confirm, settle).
+(reserve, confirm, settle). Who finds it reserved for the same profile goes on with that attempt:
+were it replaced, many who add it at once would keep each other from settling.
 
 KEYS[1]    identity  HASH  the identity's bucket: identity -> id and since, or a reservation
 KEYS[2]    reserved  ZSET  open reservations of this slot: bucket and identity -> attempt
@@ -19,8 +20,7 @@ Cost       O(log reservations); safe to send twice
 local key, reserved = KEYS[1], KEYS[2]
 local bucket, identity, id, attempt, expected = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local held = redis.call('HGET', key, identity)
-local ours = held and string.sub(held, 1, 17) == id .. 'r'
-if held and held ~= expected and not ours then return held end
+if held and held ~= expected then return held end
 local reservation = id .. 'r' .. attempt
 redis.call('HSET', key, identity, reservation)
 redis.call('ZADD', reserved, attempt, bucket .. ':' .. identity)

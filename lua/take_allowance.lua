@@ -10,7 +10,8 @@ ARGV[2]    interval   integer  microseconds after which one request comes back
 ARGV[3]    burst      integer  requests that a whole allowance has
 ARGV[4]    skew       integer  microseconds by which the clocks of two callers may differ
 Computed   none
-Returns    0 where it was taken, else microseconds until one is there
+Returns    microseconds until one is there; or, where it was taken, those until the allowance is
+           whole again, negative
 Errors     none
 Cost       O(1); sent twice it takes twice
 ]]
@@ -34,4 +35,4 @@ end
 local taken = math.max(whole, now) + interval
 if taken > empty then return taken - empty end
 keep(taken)
-return 0
+return now - taken

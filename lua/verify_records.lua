@@ -8,9 +8,9 @@ ARGV[1]    limit     integer  identities of one profile at most
 ARGV[2..]  id        mixed ids; at most 200
 Computed   <tag>:profile:<id>, <tag>:attributes:<id>, <tag>:identities:<id>, <tag>:m:<id>,
            <tag>:g:0:<depth>:<prefix>
-Returns    a list per id: {state, custom_id, identities, identity, ...}. State is E being erased,
-           - nothing known, N attributes or identities without a record, O a record outside group 0,
-           R a record; identities is how many there are
+Returns    a list per id: {state, custom_id, mpid, identities, identity, ...}. State is E being
+           erased, - nothing known, N attributes or identities without a record, O a record outside
+           group 0, R a record; identities is how many there are
 Errors     none
 Cost       O(ids), about 3 us each
 ]]
@@ -32,11 +32,12 @@ for i = 2, #ARGV do
     state = 'O'
   end
   local size = call('HLEN', listed)
-  local row = {state, call('HGET', tag .. ':profile:' .. id, 'custom_id'), size}
+  local shown = call('HMGET', tag .. ':profile:' .. id, 'custom_id', 'mpid')
+  local row = {state, shown[1], shown[2], size}
   if state ~= 'E' and size <= limit then
     local identities = call('HKEYS', listed)
     for at = 1, #identities do
-      row[3 + at] = identities[at]
+      row[4 + at] = identities[at]
     end
   end
   reply[i - 1] = row

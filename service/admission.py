@@ -1,4 +1,4 @@
-"""Who is admitted to what: a token, the application it is for, and its scope or its profile.
+"""Who is admitted to what: a token or credential, its application, and its scope or its profile.
 
 An operation gets its request as a `Call`, or, where it asks for a scope, as a `TenantCall`: one
 that was admitted to an application. What a token is worth is the matter of `auth`.
@@ -7,6 +7,7 @@ that was admitted to an application. What a token is worth is the matter of `aut
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 import falcon.asgi
@@ -124,14 +125,94 @@ async def admitted(
     if application is None:
         raise Forbidden(f"The token is not for the application {client_id[:255]!r}.")
     call.request.admitted = client_id, principal.caller
-    per_second = application.requests_per_second
-    if per_second is not None:
-        await store.limits.take(application.production, principal.caller, per_second, per_second)
+    if application.requests_per_second is not None:
+        await _take(call, application, principal, application.requests_per_second)
+    return _of_application(call, application, principal)
+
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_LONGEST_INTEGER = 20
+"""Characters of a workspace's id: no 64 bits have more."""
+
+
+async def admitted_to_workspace(call: Call, workspace: str, scope: str) -> TenantCall:
+    """Admit a call if its token is for the application of this workspace, and has the scope.
+
+    It waits as rarely as `admitted`.
+
+    :raises Unauthorized: there is no valid token
+    :raises NotFound: the workspace is no integer
+    :raises Forbidden: it is not the token's, whether it exists or not, or the scope is missing
+    :raises TooManyRequests: of this caller, for this application
+    """
+    access, store = call.backend.access, call.backend.store
+    header = call.request.auth
+    principal = access.known(header) or await access.check(header, store)
+    if _INTEGER.fullmatch(workspace) is None:
+        raise NotFound("A workspace is named by an integer, and this is none.")
+    application = None
+    if len(workspace) <= _LONGEST_INTEGER:
+        named = int(workspace)
+        application = await store.registry.application_of(named, principal.applications)
+    if application is None:
+        raise Forbidden(f"The token is not for the workspace {workspace[:_LONGEST_INTEGER]}.")
+    return await _admitted_with(call, application, principal, scope)
+
+
+async def admitted_by_credential(call: Call, scope: str) -> TenantCall:
+    """Admit a call by HTTP Basic, or by a token, to the one application that it is for.
+
+    :raises Unauthorized: there is no header, or a token that is not valid
+    :raises Forbidden: the credential is not valid, is not for exactly one application, or lacks the
+        scope
+    :raises TooManyRequests: of this caller, for this application
+    """
+    access, store = call.backend.access, call.backend.store
+    header = call.request.auth
+    principal = access.known_credential(header) or access.known(header)
+    if principal is None:
+        is_token = (header or "").partition(" ")[0].lower() == "bearer"
+        check = access.check if is_token else access.check_credential
+        principal = await check(header, store)
+    if len(principal.applications) != 1:
+        raise Forbidden(
+            "The credential is for several applications, and nothing here says which of them is "
+            "meant: use one that is for exactly one."
+        )
+    [client_id] = principal.applications
+    application = await store.registry.application(client_id)
+    if application is None:
+        raise Forbidden(f"The token is not for the application {client_id[:255]!r}.")
+    return await _admitted_with(call, application, principal, scope)
+
+
+async def _admitted_with(
+    call: Call, application: Application, principal: Principal, scope: str
+) -> TenantCall:
+    """Admit a call to the application that it is for, if the scope allows it and the limit."""
+    if scope not in principal.scopes:
+        raise _lacking(scope, principal)
+    call.request.admitted = application.client_id, principal.caller
+    if application.requests_per_second is not None:
+        await _take(call, application, principal, application.requests_per_second)
+    return _of_application(call, application, principal)
+
+
+async def _take(
+    call: Call, application: Application, principal: Principal, per_second: int
+) -> None:
+    """Count a request of a caller, where the application limits them."""
+    call.request.used_percent = await call.backend.store.limits.take(
+        application.production, principal.caller, per_second, per_second
+    )
+
+
+def _of_application(call: Call, application: Application, principal: Principal) -> TenantCall:
     return TenantCall(
         call.request,
         call.response,
-        backend,
-        store,
+        call.backend,
+        call.backend.store,
         application,
         application.production,
         principal,
@@ -151,15 +232,7 @@ async def admitted_again(call: TenantCall, scope: str) -> TenantCall:
     application = await call.store.registry.application(call.application.client_id)
     if application is None or scope not in principal.scopes:
         raise Forbidden(f"The token is not for the application {call.application.client_id!r}.")
-    return TenantCall(
-        call.request,
-        call.response,
-        call.backend,
-        call.store,
-        application,
-        application.production,
-        principal,
-    )
+    return _of_application(call, application, principal)
 
 
 def _lacking(scope: str, principal: Principal) -> Forbidden:

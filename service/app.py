@@ -16,8 +16,12 @@ import falcon.asgi
 from service import (
     applications,
     bulk,
+    definitions,
     docs,
+    events,
     health,
+    instances,
+    jobs,
     lookups,
     members,
     metrics,
@@ -25,6 +29,7 @@ from service import (
     profile_groups,
     profiles,
     tokens,
+    user_profiles,
 )
 from service.cors import with_preflight
 from service.counters import Counters
@@ -38,7 +43,8 @@ from service.endpoint import (
     operation_of,
 )
 from service.errors import BelongError, Unusable
-from service.record import RecordingApp, failure_body
+from service.faces import failure_body
+from service.record import RecordingApp
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
     from service.config import Config
 
 _GROUPS = f"{API}/applications/{{cid}}/profile-groups"
+_WORKSPACE = "/platform/workspaces/{ws}"
+_DEFINITION = f"{_WORKSPACE}/groups/{{did}}"
 
 ROUTES: tuple[tuple[str, type[Resource]], ...] = (
     ("/healthz", health.Healthz),
@@ -66,8 +74,28 @@ ROUTES: tuple[tuple[str, type[Resource]], ...] = (
     (f"{API}/applications/{{cid}}/profiles/{{pid}}/profile-groups", lookups.ProfileGroups),
     (f"{API}/applications/{{cid}}/memberships/check", lookups.Check),
     (f"{API}/applications/{{cid}}/memberships/bulk", bulk.Bulk),
+    (f"{_WORKSPACE}/groups", definitions.Definitions),
+    (_DEFINITION, definitions.OneDefinition),
+    (f"{_DEFINITION}/instances", instances.Instances),
+    (f"{_DEFINITION}/instances/{{iid}}", instances.OneInstance),
+    (f"{_DEFINITION}/instances/{{iid}}/members", instances.InstanceMembers),
+    (f"{_DEFINITION}/recompute", jobs.Recompute),
+    (f"{_WORKSPACE}/jobs", jobs.Jobs),
+    (f"{_WORKSPACE}/jobs/{{jid}}", jobs.OneJob),
+    ("/v2/events", events.Events),
+    ("/v2/bulkevents", events.BulkEvents),
+    ("/v2/bulkevents/historical", events.HistoricalEvents),
+    ("/userprofile/v1/resolve/{org}/{account}/{ws}", user_profiles.ResolvedUserProfile),
+    ("/userprofile/v1/{org}/{account}/{ws}/{mpid}", user_profiles.UserProfile),
 )
-"""Every path, without its trailing slash, which may be there or not."""
+"""Every path, once (see `ALIASES`), without its trailing slash, which may be there or not."""
+
+ALIASES = {
+    "/platform/workspaces/": ("/platform/v2/workspaces/", "/platform/experimental/workspaces/"),
+    "/v2/": ("/",),
+}
+"""Beginning of paths of the table -> others under which the same is reached: mParticle's documents
+write all three prefixes, and its SDKs leave out `/v2` where the host that they are given does."""
 
 RETRY_SECONDS = 0.5
 """How long after a failed attempt to open the store the next one is made."""
@@ -75,8 +103,17 @@ RETRY_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
+def addresses(path: str) -> tuple[str, ...]:
+    """Give a path of the table, and the others under which the same is reached."""
+    for beginning, others in ALIASES.items():
+        if path.startswith(beginning):
+            rest = path.removeprefix(beginning)
+            return (path, *(other + rest for other in others))
+    return (path,)
+
+
 def operations() -> Iterator[tuple[str, str, Operation]]:
-    """Give every operation there is: method, path, and what `endpoint` was told."""
+    """Give every operation there is, once: method, path, and what `endpoint` was told."""
     for path, resource in ROUTES:
         for method in falcon.HTTP_METHODS:
             operation = operation_of(getattr(resource, f"on_{method.lower()}", None))
@@ -106,7 +143,8 @@ def create_app(
     app.req_options.strip_url_path_trailing_slash = True
     for path, resource in ROUTES:
         made = resource(backend)
-        app.add_route(path, with_preflight(made) if path.startswith(API) else made)
+        for address in addresses(path):
+            app.add_route(address, with_preflight(made) if path.startswith(API) else made)
     app.add_error_handler(BelongError, answer_error)
     app.add_error_handler(falcon.HTTPError, answer_http_error)
     app.add_error_handler(Exception, _answer_surprise)
@@ -126,7 +164,7 @@ async def _answer_surprise(
     if resp is None:
         raise error
     resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
-    resp.data = failure_body(request_id)
+    resp.data = failure_body(req.path, request_id)
 
 
 class _Recording:

@@ -15,7 +15,7 @@ LIST_ITEMS = 1000
 ITEM_CHARACTERS = 512
 
 MANY = 200
-"""Attributes of one profile at most: to replace them all takes a script 1.5 ms (measured)."""
+"""Attributes of one profile at most: to replace them all takes a script 1.6 ms (measured)."""
 MANY_BYTES = 1_048_576
 """Bytes that their names and values may have together."""
 
@@ -23,6 +23,13 @@ KEPT_SECONDS = 30 * 86_400
 """How long it is remembered when an attribute was deleted: an older write does not revive it."""
 DELETIONS = 200
 """Deletions that are remembered of one profile, the latest."""
+
+RESERVED = frozenset({
+    "$age", "$firstname", "$lastname", "$gender", "$mobile", "$address", "$city", "$state", "$zip",
+    "$country",
+})  # fmt: skip
+"""Names that mean the same in any case: mParticle's documents write both `$Address` and
+`$address`."""
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(str | int | float | bool | None | list[str])
@@ -45,6 +52,13 @@ class ProfileAttribute(msgspec.Struct, frozen=True):
         if self.value.startswith(b'"'):
             return msgspec.json.decode(self.value, type=str)
         return "" if self.value == b"null" else self.value.decode()
+
+
+def canonical_name(name: str) -> str:
+    """Give the name under which an attribute is stored: its own, but for reserved names."""
+    if name.startswith("$") and (lower := name.lower()) in RESERVED:
+        return lower
+    return name
 
 
 def value_of(text: str) -> bytes:

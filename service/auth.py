@@ -1,17 +1,21 @@
-"""Who is calling: from `Authorization: Bearer <token>` to a Principal, and from grants to a token.
+"""Who is calling: from the header `Authorization` to a Principal, and from grants to a token.
 
 Tokens are JWTs, signed with HS256 alone. Their `typ` says which of three kinds they are, and so
 which key is tried: ours for scopes (a key of the store, named by `kid`), ours for one profile (the
 application's, `signing.profile_token`), or one that an application's back end signed with a secret
-of its own, which is for one profile, too. A token that was checked once is remembered, so that the
-next request with it costs a look into a dict. It does not know routes or scopes' meaning:
-`endpoint` compares.
+of its own, which is for one profile, too. Where a route takes HTTP Basic, the credential itself
+speaks. A header that was checked once is remembered, so that the next request with it costs a look
+into a dict. It does not know routes or scopes' meaning: `admission` compares.
 """
 
 from __future__ import annotations
 
+import binascii
+import hashlib
+import hmac
 import math
 import time
+from base64 import b64decode
 from typing import TYPE_CHECKING, Annotated, Any
 
 import jwt
@@ -20,14 +24,14 @@ from msgspec import Meta
 
 from service import ids, signing
 from service.decoding import misfit
-from service.errors import Unauthorized
+from service.errors import Forbidden, Unauthorized
 from service.registry import SCOPES, TOKEN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from service.environment import Application
-    from service.registry import Registry
+    from service.registry import Credential, Registry
     from service.store import Store
 
 __all__ = ["LIFETIME_SECONDS", "SCOPES", "Access", "InvalidToken", "Principal", "mint"]
@@ -40,7 +44,7 @@ ALGORITHM = signing.ALGORITHM
 TOKEN_TYPE = "at+jwt"  # noqa: S105  (the header's `typ`, RFC 9068: no other JWT of ours has it)
 
 RECHECK_SECONDS = 1.0
-"""A remembered token is held against the registry again after this long."""
+"""What is remembered of a header is held against the registry again after this long."""
 
 CLIENT_SIGNED_SECONDS = 86_400
 """How long after its `iat` a client-signed token without `exp` lasts."""
@@ -52,6 +56,7 @@ _REMEMBERED = 10_000
 _LONGEST_HEADER = len("Bearer ") + 8192
 _NOT_VALID = "The token is not valid."
 _EXPIRED = "The token has expired."
+_NOBODY = hashlib.sha256(b"").hexdigest()
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -83,6 +88,12 @@ class InvalidToken(Unauthorized):
     """There is a token, and it is not valid (any more). Sentences hold no double quotes."""
 
     code = "authentication_failed"
+
+
+class Unnamed(Unauthorized):
+    """Nobody says who is calling, where HTTP Basic would do."""
+
+    scheme = "Basic"
 
 
 class _Claims(msgspec.Struct):
@@ -130,16 +141,17 @@ class _Remembered(msgspec.Struct):
 
 
 class Access:
-    """The bounded memory of checked tokens of one process."""
+    """The bounded memory of checked headers of one process: of tokens, and of credentials."""
 
     def __init__(self, seal: signing.Seal, remembered: int = _REMEMBERED) -> None:
-        """Remember at most so many tokens; the one that came first goes first.
+        """Remember at most so many of each; the one that came first goes first.
 
         :param seal: opens the signing secrets of applications
         """
         self._seal = seal
         self._limit = remembered
         self._tokens: dict[str, _Remembered] = {}
+        self._credentials: dict[str, _Remembered] = {}
 
     def known(self, header: str | None) -> Principal | None:
         """Give whom a header speaks for if that is known and fresh. Never waits.
@@ -178,10 +190,59 @@ class Access:
         if principal.credential is not None or principal.profile is not None:
             good_for = min(left_seconds, RECHECK_SECONDS)
         remembered.good_until = now + good_for
-        while len(self._tokens) >= self._limit:
-            del self._tokens[next(iter(self._tokens))]
-        self._tokens[key] = remembered
+        self._remember(self._tokens, key, remembered)
         return principal
+
+    def known_credential(self, header: str | None) -> Principal | None:
+        """Give whom a header of HTTP Basic speaks for if that is known and fresh. Never waits.
+
+        What `known` remembers is no credential, and the other way round: most routes take no Basic.
+        """
+        remembered = self._credentials.get(header) if header is not None else None
+        if remembered is None or remembered.good_until <= time.monotonic():
+            return None
+        return remembered.principal
+
+    async def check_credential(self, header: str | None, store: Store) -> Principal:
+        """Check a header of HTTP Basic: a credential's id and secret.
+
+        :raises Unnamed: there is no header
+        :raises Forbidden: it is malformed, the secret is wrong, or the credential was deactivated.
+            The documents of the Events API say 403 for that.
+        """
+        if header is None or not header.strip():
+            raise Unnamed(
+                "Authentication credentials were not provided: send the id and secret of a "
+                "credential by HTTP Basic."
+            )
+        now = time.monotonic()
+        given = basic(header) if len(header) <= _LONGEST_HEADER else None
+        if given is None:
+            raise Forbidden(
+                "The Authorization header is neither HTTP Basic, with the id and secret of a "
+                "credential, nor Bearer, with a token."
+            )
+        credential = await proven(store.registry, *given)
+        if credential is None:
+            raise Forbidden("The id or the secret of the credential is wrong.")
+        principal = Principal(
+            applications=frozenset(credential.applications),
+            scopes=_implied(credential.scopes),
+            subject=credential.id,
+            credential=credential.id,
+            caller=f"credential:{credential.id}",
+        )
+        remembered = _Remembered(principal, expires_at=math.inf, good_until=now + RECHECK_SECONDS)
+        self._credentials.pop(header, None)
+        self._remember(self._credentials, header, remembered)
+        return principal
+
+    def _remember(
+        self, memory: dict[str, _Remembered], header: str, remembered: _Remembered
+    ) -> None:
+        while len(memory) >= self._limit:
+            del memory[next(iter(memory))]
+        memory[header] = remembered
 
     async def _verified(self, token: str, store: Store) -> _Remembered:
         try:
@@ -236,6 +297,33 @@ class Access:
         return _Remembered(_speaking_for(application, found), expires_at=ends, good_until=0.0)
 
 
+def basic(header: str | None) -> tuple[str, str] | None:
+    """Give name and secret of a header of HTTP Basic (RFC 7617); None where it is not one."""
+    kind, _, encoded = (header or "").partition(" ")
+    if kind.lower() != "basic":
+        return None
+    try:
+        name, colon, secret = b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        return None
+    return (name, secret) if colon else None
+
+
+async def proven(registry: Registry, credential_id: str, secret: str) -> Credential | None:
+    """Give the credential of this id, if the secret is its own and it was not deactivated."""
+    credential = await registry.credential(credential_id)
+    known = _NOBODY if credential is None else credential.secret_sha256
+    given = hashlib.sha256(secret.encode()).hexdigest()
+    if not hmac.compare_digest(known, given) or credential is None or not credential.active:
+        return None
+    return credential
+
+
+def _implied(scopes: Iterable[str]) -> frozenset[str]:
+    held = frozenset(scopes)
+    return frozenset(SCOPES) if "admin" in held else held
+
+
 def _token_of(header: str | None) -> str:
     kind, _, token = (header or "").partition(" ")
     token = token.strip()
@@ -266,11 +354,10 @@ async def _ours(token: str, header: dict[str, Any], registry: Registry) -> _Reme
     claims = msgspec.convert(verified, _Claims)
     if claims.iat > time.time() + AHEAD_SECONDS:
         raise InvalidToken(_NOT_VALID)
-    scopes = frozenset(claims.scope.split())
     credential = claims.client_id
     principal = Principal(
         applications=frozenset(claims.applications),
-        scopes=frozenset(SCOPES) if "admin" in scopes else scopes,
+        scopes=_implied(claims.scope.split()),
         subject=claims.sub,
         credential=credential,
         caller=f"subject:{claims.sub}" if credential is None else f"credential:{credential}",

@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 import click
 import msgspec
 
-from service import __version__, auth, cli_transfer, config, embedded, ids, server, signing, verify
+from service import (
+    __version__,
+    auth,
+    cli_recompute,
+    cli_transfer,
+    config,
+    embedded,
+    ids,
+    server,
+    signing,
+    verify,
+)
 from service.errors import BelongError, NotFound, Unusable
 from service.registry import SCOPES
 from service.store import Store
@@ -212,6 +223,14 @@ async def app_create(
     type=_Limit(),
     help="Limit of each credential, and of each profile's token. Default: none.",
 )
+@click.option(
+    "--grouping",
+    type=click.Choice(["realtime", "weekly"]),
+    help="When users become groups: at once, or on Mondays (00:00 UTC). Default: realtime.",
+)
+@click.option("--definitions-per-workspace", type=int, help="1 to 100. Default: 1.")
+@click.option("--attributes-per-definition", type=int, help="1 to 100. Default: 10.")
+@click.option("--users-per-group", type=int, help="1 to 1000: those who came first. Default: 10.")
 @_json
 @_with_store
 async def app_update(
@@ -224,6 +243,7 @@ async def app_update(
     if settings.get("requests_per_second") == _NO_LIMIT:
         settings["requests_per_second"] = None
     updated = await store.registry.update_application(client_id, **cast("Settings", settings))
+    await store.definitions.follow_settings(client_id)
     _print(_application(updated), as_json=as_json)
 
 
@@ -461,6 +481,8 @@ async def _with_progress(
 
 
 def _finish(report: Report, *, as_json: bool, repaired: bool = False) -> None:
+    for line in report.behind:
+        click.echo(f"not everything derived was looked for: {line}", err=True)
     if as_json:
         shown = {"ok": report.ok, "checked": report.checked, "problems": report.problems}
         _print(shown | ({"mended": report.mended} if repaired else {}), as_json=True)
@@ -473,6 +495,7 @@ def _finish(report: Report, *, as_json: bool, repaired: bool = False) -> None:
         raise click.exceptions.Exit(1)
 
 
+cli_recompute.add_to(main, _with_store)
 cli_transfer.add_to(main, _with_store)
 
 
@@ -497,6 +520,10 @@ def _application(application: Application) -> dict[str, Any]:
         "anonymous_profiles": application.anonymous_profiles,
         "anonymous_per_minute": application.anonymous_per_minute,
         "requests_per_second": application.requests_per_second,
+        "grouping": application.grouping,
+        "definitions_per_workspace": application.definitions_per_workspace,
+        "attributes_per_definition": application.attributes_per_definition,
+        "users_per_group": application.users_per_group,
         "created_at": _time(application.created_at_us),
     }
 

@@ -54,7 +54,7 @@ def add_to(main: click.Group, with_store: WithStore) -> None:
     async def export_(
         store: Store, *, applications: tuple[str, ...], output: str, as_json: bool
     ) -> None:
-        """Write applications with their groups, profiles and memberships to a file."""
+        """Write applications with all that they hold to a file."""
         chosen = await _chosen(store, applications)
         with _said(output), _bar("export") as progress:
             if output == "-":
@@ -92,7 +92,7 @@ def add_to(main: click.Group, with_store: WithStore) -> None:
         merge: bool,
         as_json: bool,
     ) -> None:
-        """Read applications with their groups, profiles and memberships from FILE, or from -."""
+        """Read applications with all that they hold from FILE, or from -."""
         options = Options(application=application, partitions=partitions, merge=merge)
 
         def report(sentence: str) -> None:

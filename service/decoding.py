@@ -45,6 +45,9 @@ def decoded(
             message = "A JSON body is required, and this one is empty."
         else:
             reason = str(error).removeprefix("JSON is malformed: ")
+            if _SURROGATE.search(data) and "truncated" in reason:
+                # So msgspec says it.
+                reason = "a text in it holds half of a surrogate pair"
             message = f"The body is not JSON: {reason}."
         raise Invalid(message) from error
     except UnicodeDecodeError as error:
@@ -55,6 +58,7 @@ def decoded(
         raise Invalid(message) from error
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _WHERE = re.compile(r" - at `\$\.?([^`.\[]*)[^`]*`$")
 _ROOT_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
 
@@ -136,9 +140,10 @@ def _parameters(shape: type[msgspec.Struct]) -> dict[str, bool]:
     return {field.encode_name: isinstance(field.default_factory, type) for field in hints}
 
 
-def query_of(query_string: str, shape: type[Query]) -> Query:
+def query_of(query_string: str, shape: type[Query], *, lenient: bool = False) -> Query:
     """Convert the query string into its struct.
 
+    :param lenient: pass over parameters that there are not
     :raises Invalid: a value does not fit, one that stands alone is given twice, or there is no
         such parameter.
     """
@@ -151,7 +156,7 @@ def query_of(query_string: str, shape: type[Query]) -> Query:
         if repeated:
             values.setdefault(name, []).append(plain(value))
         elif repeated is None:
-            if piece:
+            if piece and not lenient:
                 raise _unknown(name, parameters)
         else:
             if name in values:

@@ -2,8 +2,8 @@
 
 `endpoint` wraps a responder of a resource: it admits the caller, has path, query and body decoded
 in one step each, and encodes the reply. What it was told (scope, structs, status) is kept, so that
-the table scope x route, the tests and the OpenAPI document have one source. The error shapes of
-the Profile Groups face are here too. It knows nothing of groups, members or keys.
+the table scope x route, the tests and the OpenAPI document have one source. Errors are answered
+here, too, in the shape of the path's face (`faces`). It knows nothing of groups, members or keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ import falcon
 import falcon.asgi
 import msgspec
 
-from service.admission import Call, admitted
+from service.admission import (
+    Call,
+    TenantCall,
+    admitted,
+    admitted_by_credential,
+    admitted_to_workspace,
+)
 from service.auth import Access
 from service.cors import share
 from service.counters import Counters
@@ -37,6 +43,7 @@ from service.errors import (
     Unauthorized,
     Unavailable,
 )
+from service.faces import error_body, is_identity
 from service.signing import Seal
 
 if TYPE_CHECKING:
@@ -88,6 +95,9 @@ class Request(falcon.asgi.Request):
     admitted: tuple[str, str] | None = None
     """The application that it was admitted to, and the caller."""
 
+    used_percent: int | None = None
+    """How much of its caller's allowance is used now, where the application limits requests."""
+
     def __init__(
         self,
         scope: dict[str, Any],
@@ -121,12 +131,20 @@ class Request(falcon.asgi.Request):
                 unquote_to_bytes(segment).decode("utf-8", "surrogateescape").replace("/", _SLASH)
                 for segment in raw.removesuffix(b"/").split(b"/")
             )
+        if "//" in self.path:
+            # mParticle's SDKs append to what they are given as a host: it may end in a slash.
+            self.path = _DOUBLED.sub(r"/\1", self.path, 1)
 
     @property
     def request_id(self) -> str:
         """What its answer and the log call it; the one that it came with, if that is a fit one."""
         note = self.scope.get("belong.note")
         return "" if note is None else note.request_id.decode()
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it belongs to the Group Identity face."""
+        return is_identity(self.path)
 
     def routed(self) -> None:
         """Become what it is again: Falcon sends no body where the method is HEAD."""
@@ -141,6 +159,7 @@ class Request(falcon.asgi.Request):
 
 
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_DOUBLED = re.compile(r"\A/+(v2/)?/*(?=(?:bulk)?events(?:/|\Z))")
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -222,8 +241,11 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
     """Status -> struct of an error that has not the face's shape."""
     empty: bool = False
     """Whether the body may be left out."""
+    headers: tuple[str, ...] = ()
+    """Headers that the responder sets, beside those that every answer has."""
     basic: bool = False
-    """The caller may name itself by HTTP Basic."""
+    """The caller may name itself by HTTP Basic. With a scope, that or a token admits it to the one
+    application that its credential is for."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -269,10 +291,11 @@ def endpoint(
     """Make a Falcon responder of `async def on_x(self, call[, body][, query], *, <path>)`.
 
     Without a `scope` anybody may call it and it gets a `Call`; with one it gets a `TenantCall` of
-    the application that `{cid}` of the path, `?client_id=` or the token names. With `own` a profile
-    token may call it, too: the responder sees to it that it is for `principal.profile` alone. It
-    answers a struct, finished JSON as bytes, or None for 204, or where it gave the response a
-    stream.
+    the application that `{cid}` or `{ws}` of the path, `?client_id=` or the token names; with
+    `basic`, of the one that the credential is for. With `own` a profile token may call it, too: the
+    responder sees to it that it is for `principal.profile` alone. It answers a struct, finished
+    JSON as bytes, or None for an answer without a body (204, unless `status` says 202), or where it
+    gave the response a stream.
     """
     decoder = None if body is None else msgspec.json.Decoder(body)
     default_query = None if query is None else msgspec.convert({}, query, strict=False)
@@ -291,20 +314,23 @@ def endpoint(
             if not all(params.values()):
                 raise NotFound
             call = Call(req, resp, backend)
+            in_path = "cid" in params
             if scope is not None:
-                in_path = "cid" in params
-                call = await admitted(call, params.pop("cid", None), scope, own=own)
+                call = await _admission(call, params, scope, own=own, basic=wire.basic)
             arguments: list[object] = [call]
             if decoder is not None:
                 arguments.append(decoded(decoder, body, await read_body(req)))
             if query is not None:
                 arguments.append(
-                    query_of(req.query_string, query) if req.query_string else default_query
+                    query_of(req.query_string, query, lenient=req.is_identity)
+                    if req.query_string
+                    else default_query
                 )
-            elif req.query_string and scope is not None:
+            elif req.query_string and scope is not None and not req.is_identity:
                 refuse(req.query_string, () if in_path else ("client_id",))
             answer = await responder(resource, *arguments, **params)
             _complete(resp, answer, code, wire.gives)
+            _tell_allowance(req, resp)
 
         summary, _, description = inspect.cleandoc(responder.__doc__ or "").partition("\n")
         _OPERATIONS[respond] = Operation(
@@ -325,11 +351,28 @@ def endpoint(
     return decorate
 
 
+def _admission(
+    call: Call, params: dict[str, str], scope: str, *, own: bool, basic: bool
+) -> Awaitable[TenantCall]:
+    """Begin to admit a call to the application that its path, query or credential names."""
+    if basic:
+        return admitted_by_credential(call, scope)
+    if "ws" in params:
+        return admitted_to_workspace(call, params.pop("ws"), scope)
+    return admitted(call, params.pop("cid", None), scope, own=own)
+
+
+def _tell_allowance(req: Request, resp: falcon.asgi.Response) -> None:
+    """Say how much of its allowance a caller of the Group Identity face has used."""
+    if req.used_percent is not None and req.is_identity:
+        resp.set_header("X-mp-rate-limit-percentage-used", str(req.used_percent))
+
+
 def _complete(resp: falcon.asgi.Response, answer: object, code: int, gives: str) -> None:
     """Put what a responder answered into the response."""
     if answer is None:
         if resp.stream is None:
-            resp.status = HTTPStatus.NO_CONTENT
+            resp.status = code if code == HTTPStatus.ACCEPTED else HTTPStatus.NO_CONTENT
         else:
             resp.content_type = gives
         return
@@ -370,6 +413,11 @@ def timestamp(at_us: int) -> str:
     """Write microseconds since 1970 as ISO 8601 in UTC: `2025-04-28T12:16:49.670053Z`."""
     seconds, microseconds = divmod(at_us, 1_000_000)
     return f"{_second(seconds)}.{microseconds:06d}Z"
+
+
+def moment(at_us: int) -> str:
+    """Write the same as the Group Identity face does, to the millisecond: `…:49.670Z`."""
+    return f"{timestamp(at_us)[:-4]}Z"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -433,14 +481,6 @@ async def discard_body(req: Request) -> None:
                 left -= len(part)
 
 
-def error_body(error: BelongError) -> dict[str, object]:
-    """Give the body of an error on the Profile Groups face (design 3.4)."""
-    field = getattr(error, "field", None)
-    if field is not None:
-        return {field: [str(error)]}
-    return {"detail": str(error), "error_code": error.code}
-
-
 async def answer_error(
     req: Request,
     resp: falcon.asgi.Response | None,
@@ -452,23 +492,17 @@ async def answer_error(
         raise error
     await discard_body(req)
     resp.status = error.status
-    resp.data = ENCODER.encode(error_body(error))
+    field = getattr(error, "field", None)
+    resp.data = error_body(req.path, error.status, str(error), error.code, field)
     if isinstance(error, Unavailable | TooManyRequests):
         resp.set_header("Retry-After", str(error.retry_after_seconds))
+        if isinstance(error, TooManyRequests) and is_identity(req.path):
+            resp.set_header("X-mp-rate-limit-exceeded", "workspace")
     elif isinstance(error, Unauthorized):
-        challenge = 'Bearer realm="belong"'
+        challenge = f'{error.scheme} realm="belong"'
         if error.code != Unauthorized.code:
             challenge += f', error="invalid_token", error_description="{error}"'
         resp.set_header("WWW-Authenticate", challenge)
-
-
-CODES = {
-    HTTPStatus.BAD_REQUEST: "invalid",
-    HTTPStatus.NOT_FOUND: "not_found",
-    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
-}
-"""`error_code` of what Falcon itself refuses."""
 
 
 async def answer_http_error(
@@ -490,9 +524,8 @@ async def answer_http_error(
         detail = f'Method "{req.method}" not allowed.'
     else:
         detail = error.description or f"{HTTPStatus(status).phrase}."
-    code = CODES.get(HTTPStatus(status), BelongError.code)
     resp.status = status
-    resp.data = ENCODER.encode({"detail": detail, "error_code": code})
+    resp.data = error_body(req.path, status, detail)
     for name, value in dict(error.headers or {}).items():
         head = ", HEAD" if name == "Allow" and "GET" in value else ""
         resp.set_header(name, value + head)

@@ -22,6 +22,10 @@ class Settings(TypedDict, total=False):
     anonymous_profiles: bool
     anonymous_per_minute: Annotated[int, Meta(ge=1, le=1_000_000)]
     requests_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] | None
+    grouping: Literal["realtime", "weekly"]
+    definitions_per_workspace: Annotated[int, Meta(ge=1, le=100)]
+    attributes_per_definition: Annotated[int, Meta(ge=1, le=100)]
+    users_per_group: Annotated[int, Meta(ge=1, le=1_000)]
 
 
 class EnvironmentDocument(msgspec.Struct, frozen=True):
@@ -60,6 +64,11 @@ class ApplicationDocument(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_second: int | None = None
     """Limit of each caller (`auth.Principal.caller`); None: there is none."""
     signing_secrets: dict[str, SigningSecret] = {}
+    grouping: Literal["realtime", "weekly"] = "realtime"
+    """When users become groups: with the request that says so, or on Mondays."""
+    definitions_per_workspace: int = 1
+    attributes_per_definition: int = 10
+    users_per_group: int = 10
     deleting_since_us: int | None = None
     """Set while it is deleted: no process knows it any more, but what it has is still its own."""
 
@@ -75,6 +84,7 @@ class Environment:
         "number",
         "partitions",
         "registered",
+        "rules_home",
         "secret",
     )
 
@@ -84,6 +94,8 @@ class Environment:
         self.number = document.number
         self.directory = keys.directory(document.number)
         self.partitions = tuple(keys.partition(tag) for tag in document.tags)
+        self.rules_home = keys.directory(of.environments["production"].number)
+        """Definitions belong to the workspace: the directory that keeps them is production's."""
         self.secret = of.secret
         self.mixer = ids.mixer(of.secret)
         self.groups_per_profile = of.groups_per_profile
@@ -109,6 +121,10 @@ class Application(msgspec.Struct, frozen=True, kw_only=True):
     anonymous_per_minute: int
     requests_per_second: int | None
     signing_secrets: dict[str, SigningSecret]
+    grouping: str
+    definitions_per_workspace: int
+    attributes_per_definition: int
+    users_per_group: int
     environments: dict[str, Environment]
 
     @property
@@ -132,6 +148,10 @@ def as_application(number: int, document: ApplicationDocument) -> Application:
         anonymous_per_minute=document.anonymous_per_minute,
         requests_per_second=document.requests_per_second,
         signing_secrets=document.signing_secrets,
+        grouping=document.grouping,
+        definitions_per_workspace=document.definitions_per_workspace,
+        attributes_per_definition=document.attributes_per_definition,
+        users_per_group=document.users_per_group,
         environments={
             name: Environment(name, environment, document)
             for name, environment in document.environments.items()

@@ -10,7 +10,8 @@ from __future__ import annotations
 class BelongError(Exception):
     """Any failure that has a sentence for the client.
 
-    `status` is the HTTP status and `code` the `error_code` of the body (both faces).
+    `status` is the HTTP status and `code` the `error_code` of the body; what the other face says is
+    in `faces`.
     """
 
     status = 500
@@ -30,10 +31,11 @@ class Invalid(BelongError):
 
 
 class Unauthorized(BelongError):
-    """No token, or one that is not valid (any more)."""
+    """No token, or one that is not valid (any more). `scheme` is what would be accepted."""
 
     status = 401
     code = "not_authenticated"
+    scheme = "Bearer"
 
 
 class Forbidden(BelongError):
@@ -66,6 +68,13 @@ class TooLarge(BelongError):
 
     status = 413
     code = "too_large"
+
+
+class Unprocessable(BelongError):
+    """The request is well-formed, and breaks a rule (the Group Identity face's validation)."""
+
+    status = 422
+    code = "unprocessable"
 
 
 class Unavailable(BelongError):

@@ -127,7 +127,7 @@ _GOLD_OF_ALICE = {
     "custom_id": "gold",
 }
 
-_CREDENTIAL = {
+CREDENTIAL = {
     "client_id": "5c1f7a90b4e2d8c3a6f01b27",
     "client_secret": "q7Vd1yZr0uJx3mKfTn9cWb5sEo8hLg2aPi6kRw4tYzM",
 }
@@ -177,7 +177,7 @@ EXAMPLES: tuple[Example, ...] = (
             "token_type": "Bearer",
             "scope": "members:read",
         },
-        body={"grant_type": "client_credentials", "scope": "members:read", **_CREDENTIAL},
+        body={"grant_type": "client_credentials", "scope": "members:read", **CREDENTIAL},
         media="application/x-www-form-urlencoded",
     ),
     Example(
@@ -192,7 +192,7 @@ EXAMPLES: tuple[Example, ...] = (
             "token_type": "Bearer",
             "scope": "groups:read members:read",
         },
-        body={"grant_type": "client_credentials", **_CREDENTIAL},
+        body={"grant_type": "client_credentials", **CREDENTIAL},
     ),
     Example(
         "create_token",
@@ -206,7 +206,7 @@ EXAMPLES: tuple[Example, ...] = (
         },
         body={
             "grant_type": "client_credentials",
-            "client_id": _CREDENTIAL["client_id"],
+            "client_id": CREDENTIAL["client_id"],
             "client_secret": "forgotten",
         },
     ),
@@ -220,7 +220,7 @@ EXAMPLES: tuple[Example, ...] = (
             "error": "invalid_scope",
             "error_description": "The credential does not have groups:write.",
         },
-        body={"grant_type": "client_credentials", "scope": "groups:write", **_CREDENTIAL},
+        body={"grant_type": "client_credentials", "scope": "groups:write", **CREDENTIAL},
     ),
     Example(
         "get_application",

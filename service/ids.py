@@ -101,7 +101,7 @@ def head(mixed: bytes) -> int:
 class Mixer:
     """The mix of one application: between the ids outside and those inside the store."""
 
-    __slots__ = ("_decryptor", "_encryptor", "_identity_key")
+    __slots__ = ("_decryptor", "_encryptor", "_identity_key", "_instance_key")
 
     def __init__(self, secret: bytes) -> None:
         """Derive the keys from the application's secret (32 random bytes)."""
@@ -111,6 +111,7 @@ class Mixer:
         self._encryptor = cipher.encryptor()
         self._decryptor = cipher.decryptor()
         self._identity_key = derive(secret, b"identity", 32)
+        self._instance_key = derive(secret, b"instance", 32)
 
     def mix(self, packed: bytes) -> bytes:
         """Packed ids to packed mixed ids. A length that is no multiple of 16 is a ValueError.
@@ -137,6 +138,23 @@ class Mixer:
             int.from_bytes(digest[:4], "big") % partitions,
             int.from_bytes(digest[4:], "big") % keys.BUCKETS,
         )
+
+    def instance_id(self, environment: int, number: int, value: str) -> bytes:
+        """Give the 16 bytes of an instance: all users of an environment who share a value.
+
+        By keyed hash of the definition's number and the value: opaque, for a plain hash of an
+        address can be guessed, and uniform, so its home is found as that of a mixed id.
+        """
+        named = b"%d:%d:%b" % (environment, number, value.encode())
+        return blake2b(named, digest_size=SIZE, key=self._instance_key).digest()
+
+    def draw_mpid(self, partition: int, partitions: int) -> tuple[int, int]:
+        """Give a new random mpid (positive, 63 bits) of a partition, and its identity's bucket."""
+        while True:
+            mpid = secrets.randbits(63) or 1
+            home, bucket = self.place_identity("mpid", str(mpid), partitions)
+            if home == partition:
+                return mpid, bucket
 
     def draw(self, partition: int, partitions: int, count: int) -> list[bytes]:
         """Give new random ids (version 4 UUIDs) as mixed bytes, in the partition asked for.

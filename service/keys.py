@@ -25,6 +25,10 @@ key                                         type   holds
                                                    of inactive ones under ``inactive_…``
 ``{7}:attribute:<length>:<key>[=<value>]``  zset   groups by attribute key, and by key and value
 ``{7}:intents``, ``{7}:deleting``           zset   n -> version: states to install, groups to sweep
+``{7}:rules``                               string definitions and their version (production's)
+``{7}:jobs``                                hash   id -> job, of the application (production's)
+``{7}:installing``                          string version of rules being told to the partitions
+``{7}:weekly``                              string when the last weekly run was due, in us
 ``{7}:allowance:<caller>``                  string when a caller's allowance is whole again, in us;
                                                    expires then
 ``{7.p}:m:<id>``                            hash   memberships of a profile: n -> joined_at in us;
@@ -42,11 +46,25 @@ key                                         type   holds
 ``{7.q}:identity:<bucket>``                 hash   identity -> mixed id and since,
                                                    or a reservation
 ``{7.q}:reserved``                          zset   open reservations: bucket and identity -> attempt
+``{7.p}:rules``, ``{7.p}:watch``            string version of the rules; attributes whose change
+                                            , set  makes a profile dirty
+``{7.p}:dirty``                             zset   mixed ids whose derived data is behind -> since
+``{7.p}:instances:<id>``                    hash   instances that a profile contributes to ->
+                                                   ``<number> <version> <rules> <JSON values>``
+``{7.p}:requests:<id>``                     zset   ingested batches: hash of key and request -> when
+``{7.q}:instance:<iid>``                    hash   number, value, rules, limit, version; mixed id ->
+                                                   ``<seq> <since> <order> <JSON>``
+``{7.q}:contributors:<iid>``                zset   order -> since: who contributes, first ones count
+``{7.q}:formers:<iid>``                     zset   mixed ids that counted, and the version at which
+                                                   they no longer did
+``{7.q}:stale``                             zset   instances whose members are not yet told -> since
+``{7.q}:ended``                             zset   instance and mixed id -> seq of an ended
+                                                   contribution; instance -> its last version
+``{7.q}:index:<number>:<bucket>``           zset   instances of a definition, scores 0
 ``{7.p}:none``                              -      never exists; last key of every script call
 =========================================== ====== =================================================
 
-Derived data (``dirty``, ``rules``, ``watch``, ``due``, ``instance``, ``stale``) comes with the
-definitions and rules that make it; its names are reserved in `PARTITION_KINDS`.
+``due`` is reserved for rules that depend on time.
 """
 
 from __future__ import annotations
@@ -92,18 +110,20 @@ IDENTITY_KINDS = {code: kind for kind, code in IDENTITY_CODES.items()}
 DIRECTORY_KINDS = frozenset({
     "group", "group_ids", "group_custom_ids", "numbers", "version", "groups", "inactive",
     "group_names", "group_types", "attribute", "inactive_names", "inactive_types",
-    "inactive_attribute", "intents", "deleting", "allowance",
+    "inactive_attribute", "intents", "deleting", "allowance", "rules", "jobs", "installing",
+    "weekly",
 })  # fmt: skip
 PARTITION_KINDS = frozenset({
     "m", "g", "count", "shape", "state", "erasing", "profile", "attributes", "identities", "fence",
     "identity", "reserved", "dirty", "rules", "watch", "due", "instance", "stale",
+    "instances", "requests", "contributors", "formers", "ended", "index",
 })  # fmt: skip
 REGISTRY_KINDS = frozenset({
     "format", "applications", "client_ids", "workspaces", "credentials", "deleted", "keys",
-    "numbers", "version", "jobs",
+    "numbers", "version",
 })  # fmt: skip
 
-EXPIRING = frozenset({"allowance", "fence"})
+EXPIRING = frozenset({"allowance", "fence", "requests"})
 """Kinds of keys that go by themselves: what a deleted application may leave behind."""
 
 
@@ -175,8 +195,27 @@ def segment(tag: bytes, number: int, depth: int, prefix: int) -> bytes:
 
 
 def of_profile(tag: bytes, kind: str, mixed: bytes) -> bytes:
-    """Give a key that belongs to one profile: profile, attributes, identities, fence."""
+    """Give a key that belongs to one profile: profile, attributes, instances and the like."""
     return tag + b":" + kind.encode() + b":" + mixed
+
+
+def of_instance(tag: bytes, kind: str, iid: bytes) -> bytes:
+    """Give a key that belongs to one instance: instance, contributors, formers."""
+    return tag + b":" + kind.encode() + b":" + iid
+
+
+INDEX_BUCKETS = 1024
+"""Buckets of a definition's instances in a partition: a million instances are 1,000 in each."""
+
+
+def instance_bucket(iid: bytes) -> int:
+    """Bucket of an instance in the index of its definition: the leading ten bits."""
+    return int.from_bytes(iid[:2], "big") >> 6
+
+
+def instance_index(tag: bytes, number: int, bucket: int) -> bytes:
+    """Give one bucket of the instances of a definition."""
+    return tag + b":index:%d:%d" % (number, bucket)
 
 
 def identity_bucket(tag: bytes, bucket: int) -> bytes:
@@ -251,14 +290,18 @@ _REST: dict[str, re.Pattern[bytes]] = {
     "group": re.compile(rb"[1-9]\d*"),
     "g": re.compile(rb"(0|[1-9]\d*):\d+:\d+"),
     "identity": re.compile(rb"\d+"),
+    "index": re.compile(rb"[1-9]\d*:\d+"),
     "attribute": re.compile(rb"\d+:.*", re.DOTALL),
     "inactive_attribute": re.compile(rb"\d+:.*", re.DOTALL),
 }
-_OF_PROFILE = frozenset({"m", "profile", "attributes", "identities", "fence"})
+_OF_ONE = frozenset({
+    "m", "profile", "attributes", "identities", "fence", "instances", "requests",
+    "instance", "contributors", "formers",
+})  # fmt: skip
+"""Kinds with 16 bytes after them: a mixed id, or that of an instance."""
 _OPEN_REST = frozenset({
     "group_names", "group_types", "inactive_names", "inactive_types", "allowance",
 })  # fmt: skip
-_DERIVED = frozenset({"instance"})
 
 
 def parse(raw: bytes) -> Key | None:
@@ -272,11 +315,11 @@ def parse(raw: bytes) -> Key | None:
     )
     if kind not in known:
         return None
-    if kind in _OF_PROFILE:
+    if kind in _OF_ONE:
         fits = rest is not None and len(rest) == _MIXED
     elif kind in _REST:
         fits = rest is not None and _REST[kind].fullmatch(rest) is not None
-    elif kind in _OPEN_REST or kind in _DERIVED:
+    elif kind in _OPEN_REST:
         fits = rest is not None
     else:
         fits = rest is None

@@ -77,6 +77,25 @@ METRICS = (
         ("result",),
         "Lines of bulk requests: `added`, `already_added`, `removed`, `not_member` or `failed`",
     ),
+    Metric(
+        "belong_profile_dropped_attributes_total",
+        "counter",
+        (),
+        "Attributes of profiles that were given under names of group definitions: not written",
+    ),
+    Metric(
+        "belong_ingest_batches_total",
+        "counter",
+        ("result",),
+        "Batches of users that were uploaded: `accepted`, `duplicate` (done before, and not again) "
+        "or `invalid` (refused, or passed over in a bulk)",
+    ),
+    Metric(
+        "belong_ingest_dropped_attributes_total",
+        "counter",
+        (),
+        "Attributes that were uploaded under names of group definitions: not written",
+    ),
     Metric("belong_store_commands_total", "counter", (), "Commands sent to the store"),
     Metric(
         "belong_store_pipeline_commands",
@@ -112,7 +131,8 @@ METRICS = (
         "belong_worker_finished_total",
         "counter",
         ("work",),
-        "What the background worker finished: `intent`, `reservation`, `erasure` or `sweep`",
+        "What the background worker finished: `intent`, `reservation`, `erasure` or `sweep`; "
+        "`profile` (what follows from its attributes), `instance` (its members were told) or `job`",
     ),
     Metric("belong_worker_failures_total", "counter", (), "Environments it could not finish"),
     Metric(
@@ -127,6 +147,13 @@ METRICS = (
         ("work",),
         "What waits to be finished, by the worker or by whoever began it, counted every "
         f"{COUNT_SECONDS} s",
+    ),
+    Metric(
+        "belong_derivation_lag_seconds",
+        "gauge",
+        ("work",),
+        "How long the `profile` or `instance` that waits the longest has waited for what follows "
+        f"from attributes; 0 where none waits; looked at every {COUNT_SECONDS} s",
     ),
     Metric(
         "belong_groups",

@@ -2,7 +2,7 @@
 
 What is written here is only what neither of them says: what a path parameter names, what a status
 means, and which field of an answer names what the next call needs (links). A route that is added
-to the table appears by itself.
+to the table appears by itself, once, however many addresses it has.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
 
-from service import __version__, schemas
-from service.endpoint import API, CODES, ENCODER, JSON, Operation, Resource, endpoint
+from service import __version__, examples, examples_identity, schemas
+from service.endpoint import API, ENCODER, JSON, Operation, Resource, endpoint
 from service.errors import BelongError
-from service.examples import EXAMPLES, ORIGIN, REFUSALS, Example
+from service.examples import ORIGIN, Example
+from service.faces import CODES, IDENTITY_CODES, is_identity
 from service.paging import PageBody, origin
 from service.registry import SCOPES
 from service.schemas import Json, ref
@@ -31,30 +32,48 @@ Route = tuple[str, str, Operation]
 
 VERSION = "3.1.1"
 
+EXAMPLES = (*examples.EXAMPLES, *examples_identity.EXAMPLES)
+"""All of them, in the order in which they tell their story."""
+
 INTRODUCTION = """\
 Membership of profiles in groups: *is this profile in this group, which groups is this profile in,
-who is in this group?*
+who is in this group?* Two APIs speak of the same profiles: Profile Groups, under `/api/v1`, and
+Group Identity, under `/platform`, `/v2` and `/userprofile`, by which users who share an attribute
+become a group by themselves.
 
 Paths work with and without the trailing slash, and never redirect. HEAD is answered as GET, without
-the body. Bodies are JSON in UTF-8, whatever the content type says, on DELETE too. Unknown fields of
-a body are refused, unknown query parameters are ignored.
+the body. Bodies are JSON in UTF-8, whatever the content type says, on DELETE too. Under `/api/v1`
+unknown fields of a body and unknown query parameters are refused, in the Group Identity API they
+are ignored. What stands under `/platform/workspaces` is reached under `/platform/v2/workspaces` and
+`/platform/experimental/workspaces`, too, and `/v2/events` and `/v2/bulkevents` without the `/v2`.
 
-Errors are `{"detail", "error_code"}`, or `{"field": ["message"]}` where one field does not fit; at
-`/oauth/token` they are those of RFC 6749. A 503 says that the store could not be reached: after a
-write the outcome is then unknown, and repeating is safe. A path that is none of these is 404, a
-method that a path does not have is 405; both have the shape of errors.
+Errors are `{"detail", "error_code"}`, or `{"field": ["message"]}` where one field does not fit; in
+the Group Identity API `{"statusCode", "errors": [{"code", "message"}]}`; at `/oauth/token` those of
+RFC 6749. A 503 says that the store could not be reached: after a write the outcome is then unknown,
+and repeating is safe. A path that is none of these is 404, a method that a path does not have is
+405; both have the shape of errors.
 
 Lists are pages: follow `next` and `previous` as they are given. With `fields` a row has only the
 fields that were asked for.
 """
 
 PARAMETERS = {
+    "account": "Id of an account, as mParticle has them. Whatever stands there is passed over.",
     "cid": "Client id of the application.",
+    "did": "A group definition: the id that it was created with.",
     "file": "Name of a file that the page consists of.",
     "gid": "A group: its id or, if no group has that id, its custom id.",
+    "iid": "An instance of the definition, by its id.",
+    "jid": "A job, by its id.",
+    "mpid": "A user: the mpid, a number of 64 bits with a sign.",
+    "org": "Id of an organization, as mParticle has them. Whatever stands there is passed over.",
     "pid": "A profile: its id or custom id. A text in the form of a UUID is taken as the id.",
+    "ws": "Id of the workspace: an integer, which the application has beside its client id.",
 }
 """What path parameters name."""
+
+INTEGERS = {"mpid", "ws"}
+"""Path parameters that are integers of 64 bits."""
 
 MEANINGS = {
     HTTPStatus.BAD_REQUEST: "The request is malformed; the message says where, and what fits.",
@@ -64,6 +83,7 @@ MEANINGS = {
     HTTPStatus.CONFLICT: "It contradicts what is there, for instance a custom id that is taken.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is longer than the limit.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is compressed.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "It is well-formed and breaks a rule; the message says which.",
     HTTPStatus.TOO_MANY_REQUESTS: "The caller did this too often.",
     HTTPStatus.SERVICE_UNAVAILABLE: (
         "The store cannot answer now. Repeating is safe; after a write the outcome is unknown."
@@ -71,12 +91,26 @@ MEANINGS = {
 }
 """What the statuses of errors mean."""
 
+IDENTITY_MEANINGS = MEANINGS | {
+    HTTPStatus.UNAUTHORIZED: "There is no token or credential, or a token that is not valid.",
+    HTTPStatus.FORBIDDEN: (
+        "The token or credential is not for this workspace or lacks the scope; or the credential "
+        "is not valid."
+    ),
+    HTTPStatus.NOT_FOUND: "What the path names does not exist.",
+}
+"""What they mean on the Group Identity face."""
+
 NAMES = {
     "GroupBody": {"gid": "id"},
     "MembershipBody": {"gid": "group_id"},
     "MemberBody": {"pid": "id"},
     "AddedMembers": {"pid": "successfully_added/0"},
     "ProfileBody": {"pid": "id", "cid": "client_id"},
+    "DefinitionBody": {"did": "id"},
+    "InstanceBody": {"iid": "id"},
+    "JobBody": {"jid": "id"},
+    "UserProfileBody": {"mpid": "mpid"},
 }
 """Struct of an answer -> path parameters that its fields give; the first is what it is about."""
 
@@ -150,6 +184,8 @@ class _Maker:
     def __init__(self, routes: list[Route]) -> None:
         self._routes = routes
         self._names = _operation_ids(routes)
+        self._shared: set[tuple[bool, int]] = set()
+        """Errors that operations have in common: whether of the Group Identity face, and status."""
         self._examples: dict[str, list[Example]] = {}
         for example in EXAMPLES:
             self._examples.setdefault(example.operation, []).append(example)
@@ -173,7 +209,7 @@ class _Maker:
             "paths": paths,
             "components": {
                 "schemas": schemas.components([operation for _, _, operation in self._routes]),
-                "responses": {_response_name(status): _refusal(status) for status in MEANINGS},
+                "responses": {_response_name(*of): _refusal(*of) for of in sorted(self._shared)},
                 "parameters": {"RequestId": _REQUEST_ID_PARAMETER},
                 "headers": _HEADERS,
                 "securitySchemes": _SECURITY,
@@ -215,7 +251,10 @@ class _Maker:
 
     def _responses(self, path: str, operation: Operation, examples: list[Example]) -> Json:
         status = HTTPStatus(operation.status)
-        success: Json = {"description": status.phrase, "headers": _headers()}
+        headers = _headers(is_identity(path)) | {
+            name: ref("headers", name) for name in operation.wire.headers
+        }
+        success: Json = {"description": status.phrase, "headers": headers}
         if operation.reply is not None:
             media = operation.wire.gives
             shapes = list(map(schemas.of, (operation.reply, *operation.wire.lines)))
@@ -225,17 +264,19 @@ class _Maker:
             success["links"] = links
         responses: Json = {str(operation.status): success}
         for error in statuses(path, operation):
-            responses[str(error)] = self._error(operation, error, examples)
+            responses[str(error)] = self._error(path, operation, error, examples)
         return responses
 
-    def _error(self, operation: Operation, status: int, examples: list[Example]) -> Json:
+    def _error(self, path: str, operation: Operation, status: int, examples: list[Example]) -> Json:
         if status == HTTPStatus.NOT_MODIFIED:
             return {"description": "It is the one that `If-None-Match` names."}
         shape = operation.wire.problems.get(status)
         told = _told(examples, status)
+        of = is_identity(path), status
         if shape is None and not told:
-            return ref("responses", _response_name(status))
-        made = _refusal(status)
+            self._shared.add(of)
+            return ref("responses", _response_name(*of))
+        made = _refusal(*of)
         if shape is not None:
             made["content"] = {JSON: {"schema": schemas.of(shape)}}
         if told:
@@ -248,6 +289,8 @@ class _Maker:
         shape, pointer = operation.reply, ""
         if get_origin(shape) is PageBody:
             shape, pointer = get_args(shape)[0], "results/0/"
+        elif get_origin(shape) is list:
+            shape, pointer = get_args(shape)[0], "0/"
         named = NAMES.get(getattr(shape, "__name__", ""))
         if named is None:
             return
@@ -306,16 +349,21 @@ def _path_parameters(path: str, examples: list[Example]) -> Iterator[Json]:
             "description": PARAMETERS.get(name, ""),
             "schema": {"type": "string", "minLength": 1},
         }
-        yield made | ({"example": match[name]} if match else {})
+        if name in INTEGERS:
+            made["schema"] = {"type": "integer", "format": "int64"}
+        if match:
+            made["example"] = int(match[name]) if name in INTEGERS else match[name]
+        yield made
 
 
 def _query_parameters(path: str, operation: Operation) -> Iterator[Json]:
-    if operation.scope is not None and "{cid}" not in path:
+    if operation.scope is not None and "{cid}" not in path and not is_identity(path):
         yield _CLIENT_ID
     if operation.query is None:
         return
     schema = msgspec.json.schema(operation.query)
     definition = next(iter(schema["$defs"].values()))
+    schemas.add_said(definition, operation.query)
     for name, each in definition["properties"].items():
         described = dict(each)
         made: Json = {
@@ -333,7 +381,7 @@ def _query_parameters(path: str, operation: Operation) -> Iterator[Json]:
             described["anyOf"] = choices
         if described.get("type") == "array":
             made |= {"style": "form", "explode": True}
-        if name == "fields":
+        if name == "fields" and get_origin(operation.reply) is PageBody:
             names = "|".join(get_args(operation.reply)[0].__struct_fields__)
             described["pattern"] = f"^ *({names}) *(, *({names}) *)*$"
         made["schema"] = _typed(described)
@@ -377,10 +425,12 @@ def _told(examples: list[Example], status: int) -> Json:
 
 
 def _security(operation: Operation) -> list[Json]:
-    if operation.wire.basic:
+    if operation.wire.basic and operation.scope is None:
         return [{}, {"basic": []}]
     scopes = [] if operation.scope is None else [operation.scope]
     known: list[Json] = [{"oauth2": scopes}, {"token": scopes}]
+    if operation.wire.basic:
+        known.append({"basic": scopes})
     if operation.own:
         return [*known, {_OWN_IDENTITY: []}]
     if operation.scope is None:
@@ -388,19 +438,27 @@ def _security(operation: Operation) -> list[Json]:
     return known
 
 
-def _response_name(status: int) -> str:
-    return HTTPStatus(status).phrase.replace(" ", "")
+def _response_name(identity: bool, status: int) -> str:
+    known = HTTPStatus(status)
+    if identity:
+        return "Identity" + IDENTITY_CODES[known].title().replace("_", "")
+    return known.phrase.replace(" ", "")
 
 
-def _refusal(status: int) -> Json:
-    """Describe an error of the face."""
-    example = {"detail": REFUSALS[status], "error_code": _error_code(status)}
+def _refusal(identity: bool, status: int) -> Json:
+    """Describe an error of one of the faces."""
+    known = HTTPStatus(status)
+    if identity:
+        problem = {"code": IDENTITY_CODES[known], "message": examples_identity.REFUSALS[status]}
+        example: Json = {"statusCode": status, "errors": [problem]}
+    else:
+        example = {"detail": examples.REFUSALS[status], "error_code": _error_code(status)}
     return {
-        "description": MEANINGS[HTTPStatus(status)],
-        "headers": _headers(status),
+        "description": (IDENTITY_MEANINGS if identity else MEANINGS)[known],
+        "headers": _headers(identity, status),
         "content": {
             JSON: {
-                "schema": ref("schemas", "Refusal"),
+                "schema": ref("schemas", "Problems" if identity else "Refusal"),
                 "example": example,
             }
         },
@@ -412,9 +470,13 @@ def _error_code(status: int) -> str:
     return next((each.code for each in errors), CODES.get(HTTPStatus(status), BelongError.code))
 
 
-def _headers(status: int = HTTPStatus.OK) -> Json:
+def _headers(identity: bool, status: int = HTTPStatus.OK) -> Json:
     """Give the headers of an answer."""
     names = ["X-Request-Id"]
+    if identity and status < HTTPStatus.MULTIPLE_CHOICES:
+        names.append("X-mp-rate-limit-percentage-used")
+    if identity and status == HTTPStatus.TOO_MANY_REQUESTS:
+        names.append("X-mp-rate-limit-exceeded")
     if status == HTTPStatus.UNAUTHORIZED:
         names.append("WWW-Authenticate")
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
@@ -432,6 +494,20 @@ _HEADERS: Json = {
         "description": "What would be accepted, and what is wrong with the token (RFC 6750).",
         "schema": {"type": "string"},
         "example": 'Bearer realm="belong"',
+    },
+    "X-Belong-Job": {
+        "description": "Id of the job by which users become groups as the definitions now say.",
+        "schema": {"type": "string"},
+    },
+    "X-mp-rate-limit-exceeded": {
+        "description": "Whose limit it is: requests are limited for each caller of a workspace.",
+        "schema": {"const": "workspace", "type": "string"},
+    },
+    "X-mp-rate-limit-percentage-used": {
+        "description": (
+            "How much of its requests the caller has used, where the workspace limits them."
+        ),
+        "schema": {"type": "integer", "minimum": 1, "maximum": 100},
     },
     "X-Request-Id": {
         "description": "The id of this request, as the log has it.",
@@ -478,7 +554,10 @@ _SECURITY: Json = {
     "basic": {
         "type": "http",
         "scheme": "basic",
-        "description": "A credential's id and secret, to get a token with (RFC 6749, 2.3.1).",
+        "description": (
+            "A credential's id and secret: to get a token with (RFC 6749, 2.3.1), or, where a "
+            "scope is needed, in place of a token; then it has to be for one application."
+        ),
     },
     "token": {
         "type": "http",

@@ -1,7 +1,9 @@
 """Profiles: made anonymously or by a back end, read, changed and erased.
 
 Owns the shape of a profile on the wire, who may do what to which one, and how often anybody may
-make one without a token. Whose groups and members they are is in `lookups` and `members`.
+make one without a token. What a profile inherits is shown among its attributes, and follows from
+what was written before that is answered. Whose groups and members they are is in `lookups` and
+`members`; how the other face shows the same profiles, in `user_profiles`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service import ids, signing
 from service.admission import Call, TenantCall, admitted
-from service.attributes import MANY, NAME_CHARACTERS, value_of
+from service.attributes import MANY, NAME_CHARACTERS, canonical_name, value_of
 from service.auth import InvalidToken
 from service.decoding import decoded
 from service.endpoint import (
     API,
     BODY_LIMIT_BYTES,
+    ENCODER,
     NO_NUL,
     Resource,
     Timestamp,
@@ -32,7 +35,7 @@ from service.endpoint import (
     read_body,
     timestamp,
 )
-from service.errors import Conflict, Forbidden, NotFound, Unauthorized
+from service.errors import Conflict, Erasing, Forbidden, NotFound, Unauthorized
 from service.paging import client_address, origin
 from service.store_records import NewProfile, ProfileChanges
 
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from service.auth import Principal
-    from service.environment import Application
+    from service.environment import Application, Environment
     from service.store_records import Profile
 
 ADDRESS_PER_MINUTE = 60
@@ -51,6 +54,11 @@ ANONYMOUS_BODY_BYTES = 64 * 1024
 
 OWN_BODY_BYTES = 128 * 1024
 """The same of the token of a profile, which anybody gets: a nickname and custom data, escaped."""
+
+INHERITED = 10_000
+"""Inherited attributes that come back with a profile's own: what settings allow to be shared."""
+
+DROPPED = "belong_profile_dropped_attributes_total"
 
 WRITE = "profiles:write"
 
@@ -69,14 +77,22 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 class ProfileAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """One attribute of a profile, by its name. A value that is no text is shown as its JSON."""
+    """One attribute of a profile, by its name. A value that is no text is shown as its JSON.
+
+    Inherited ones are called `<definition>:<attribute>`, and stand before one of the profile's own
+    that has the same name.
+    """
 
     key: str
     value: str
 
 
 class NewProfileAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """One attribute that a profile is to have. Keys do not repeat."""
+    """One attribute that a profile is to have. Keys do not repeat.
+
+    Keys that begin with the id of a group definition and a colon are for what is inherited: they
+    are passed over, so that what was read can be sent back.
+    """
 
     key: Annotated[str, Meta(min_length=1, max_length=NAME_CHARACTERS, extra_json_schema=NO_NUL)]
     value: Annotated[
@@ -94,7 +110,10 @@ class NewProfileAttribute(msgspec.Struct, forbid_unknown_fields=True):
         value_of(self.value)
 
 
-Attributes = Annotated[list[NewProfileAttribute], Meta(max_length=MANY)]
+Attributes = Annotated[
+    list[NewProfileAttribute],
+    Meta(max_length=MANY + INHERITED, description=f"{MANY} at most, besides what is inherited."),
+]
 
 
 class ProfileBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -153,7 +172,7 @@ class ProfileChangesBody(msgspec.Struct, forbid_unknown_fields=True):
         return ProfileChanges(
             nickname=self.nickname or None if self.nickname is not UNSET else UNSET,
             custom_data=self.custom_data,
-            attributes=UNSET if attributes is UNSET else _stored(attributes),
+            attributes=UNSET if attributes is UNSET else _given(attributes),
         )
 
 
@@ -214,9 +233,11 @@ class CurrentProfile(Resource):
             nickname=body.nickname or None,
             custom_id=body.custom_id,
             custom_data=body.custom_data,
-            attributes=_stored(body.attributes),
+            attributes=_given(body.attributes),
         )
-        made = await call.backend.store.records.create_profile(application.production, new)
+        env = application.production
+        made = await call.backend.store.records.create_profile(env, new)
+        made = await _followed(call, env, made)
         answer = _body(call, application, made)
         answer.access_token = signing.profile_token(application, made.id, made.created_at_us or 0)
         return answer
@@ -260,7 +281,9 @@ class OneProfile(Resource):
     async def on_patch(self, call: TenantCall, *, pid: str) -> ProfileBody:
         """Change a profile.
 
-        Repeating is safe: of a custom id and other changes at once, the custom id comes first.
+        What its groups share follows before this is answered (for more than 100 members, soon
+        after). Inherited attributes are passed over. Repeating is safe: of a custom id and other
+        changes at once, the custom id comes first.
         """
         of_a_profile = call.principal.profile is not None
         data = await read_body(call.request, OWN_BODY_BYTES if of_a_profile else BODY_LIMIT_BYTES)
@@ -270,14 +293,21 @@ class OneProfile(Resource):
             return _body(call, call.application, await _change_own(call, profile_id, body))
         # What does not fit is refused here, before anything is changed.
         changes = body.changes()
+        env, records = call.environment, call.store.records
         if body.custom_id is not UNSET:
+            if changes.attributes is not UNSET:
+                await records.check_attributes(env, changes.attributes)
             await _give_custom_id(call, profile_id, body.custom_id)
-        changed = await call.store.records.update_profile(call.environment, profile_id, changes)
-        return _body(call, call.application, changed)
+        changed = await records.update_profile(env, profile_id, changes)
+        return _body(call, call.application, await _followed(call, env, changed))
 
     @endpoint(WRITE, reply=ErasedProfile)
     async def on_delete(self, call: TenantCall, *, pid: str) -> ErasedProfile:
-        """Erase a profile everywhere, and say what that removed."""
+        """Erase a profile everywhere, and say what that removed.
+
+        Whoever shared a group with it inherits nothing of it any more when this is answered (where
+        more than 100 did, soon after).
+        """
         profile_id = await _named(call, pid)
         erased = await call.store.profiles.erase_profile(call.environment, profile_id)
         return ErasedProfile(
@@ -287,6 +317,21 @@ class OneProfile(Resource):
             identities=erased.identities,
             instances=erased.instances,
         )
+
+
+async def _followed(call: Call, env: Environment, written: Profile) -> Profile:
+    """Have follow what follows from what was written, and give the profile as it is then."""
+    if written.dropped:
+        call.backend.counters.count(DROPPED, by=written.dropped)
+    if not written.is_behind:
+        return written
+    store = call.backend.store
+    await store.derivation.derive_profiles(env, [env.mixer.mix(written.id)])
+    try:
+        return await store.records.get_profile(env, written.id)
+    except (Erasing, NotFound):
+        # Somebody erased it meanwhile: it was written all the same.
+        return written
 
 
 def _decoded(decoder: msgspec.json.Decoder[_Body], shape: type[_Body], data: bytes) -> _Body:
@@ -429,7 +474,10 @@ def _body(call: Call, application: Application, profile: Profile) -> ProfileBody
         made.created_at = timestamp(profile.created_at_us)
     made.custom_id = profile.custom_id
     made.custom_data = profile.custom_data
-    made.attributes = [ProfileAttribute(each.name, each.text) for each in profile.attributes]
+    shown = {each.name: each.text for each in profile.attributes}
+    for name, value in profile.inherited.items():
+        shown[name] = value if isinstance(value, str) else ENCODER.encode(value).decode()
+    made.attributes = [ProfileAttribute(name, shown[name]) for name in sorted(shown)]
     return made
 
 
@@ -462,7 +510,7 @@ def _blank(call: Call, application: Application, profile_id: str) -> ProfileBody
     )
 
 
-def _stored(attributes: list[NewProfileAttribute]) -> Mapping[str, bytes]:
+def _given(attributes: list[NewProfileAttribute]) -> Mapping[str, bytes]:
     return {each.key: value_of(each.value) for each in attributes}
 
 
@@ -475,8 +523,13 @@ def _check(body: NewProfileBody | ProfileChangesBody) -> None:
         value = getattr(body, field)
         if isinstance(value, str) and "\0" in value:
             raise ValueError(f"NUL characters are not allowed - at `$.{field}`")
-    seen = set()
+    seen: set[str] = set()
+    own = 0
     for position, each in enumerate(body.attributes or ()):
-        if each.key in seen:
+        name = canonical_name(each.key)
+        if name in seen:
             raise ValueError(f"the key is given twice - at `$.attributes[{position}]`")
-        seen.add(each.key)
+        seen.add(name)
+        own += ":" not in name
+        if own > MANY:
+            raise ValueError(f"Expected `array` of length <= {MANY} - at `$.attributes`")

@@ -22,8 +22,8 @@ import falcon.asgi
 import msgspec
 
 from service.counters import Counters, key, timed
-from service.endpoint import ENCODER, Request
-from service.errors import BelongError, Unavailable
+from service.endpoint import Request
+from service.faces import failure_body, stopped_body
 from service.request_log import RequestLog, stamp
 
 if TYPE_CHECKING:
@@ -39,15 +39,6 @@ _METHODS = frozenset(falcon.HTTP_METHODS)
 _FAILED = 400
 _UNANSWERED = 0
 _CLOSING = ((b"retry-after", b"1"), (b"connection", b"close"))
-STOPPED = ENCODER.encode(
-    {
-        "detail": "The server stopped before this was finished: some of it may be done, and "
-        "repeating is safe.",
-        "error_code": Unavailable.code,
-    }
-)
-"""Answered to what a stop cuts off."""
-
 log = logging.getLogger(__name__)
 
 
@@ -130,7 +121,8 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
             path = scope["path"]
             log.warning("%s %s was cut off by the stop", scope["method"], path)
             if not note.status:
-                await note.answer(HTTPStatus.SERVICE_UNAVAILABLE, STOPPED, _CLOSING)
+                body = stopped_body(path)
+                await note.answer(HTTPStatus.SERVICE_UNAVAILABLE, body, _CLOSING)
         except Exception as error:
             if note.status:
                 raise
@@ -175,7 +167,8 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
     async def _answer_failure(self, scope: dict[str, Any], note: Note, error: Exception) -> None:
         request_id = note.request_id.decode()
         log.error("%s failed (request id %s)", scope["method"], request_id, exc_info=error)
-        await note.answer(HTTPStatus.INTERNAL_SERVER_ERROR, failure_body(request_id))
+        body = failure_body(scope["path"], request_id)
+        await note.answer(HTTPStatus.INTERNAL_SERVER_ERROR, body)
 
     def _new_route(self, of: tuple[str, str | None]) -> Route:
         if of[0] not in _METHODS:
@@ -216,9 +209,3 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
                 to.counters[name] = answered
             name = key("belong_http_request_duration_seconds", labels)
             to.histograms[name] = timed(route.buckets, route.nanoseconds)
-
-
-def failure_body(request_id: str) -> bytes:
-    """Give the body of a 500: what the client needs, to ask somebody who can read the log."""
-    detail = f"The server failed, and has logged why: ask for the request id {request_id}."
-    return ENCODER.encode({"detail": detail, "error_code": BelongError.code})

@@ -88,6 +88,7 @@ class _Copy(msgspec.Struct, frozen=True):
 
     version: int
     applications: dict[str, Application]
+    workspaces: dict[int, Application]
     deleting: dict[str, Application]
     credentials: dict[str, Credential]
     keys: dict[str, SigningKey]
@@ -147,6 +148,17 @@ class Registry:
             copy = await self._renewed()
             found = copy.applications.get(client_id)
         return found
+
+    async def application_of(self, workspace_id: int, among: frozenset[str]) -> Application | None:
+        """Give the application of a workspace if it is `among` these client ids; else None.
+
+        Whether another one has the workspace does not show, nor does it take longer.
+        """
+        copy = await self._current()
+        found = copy.workspaces.get(workspace_id)
+        if (found is None or found.client_id not in among) and among - copy.applications.keys():
+            found = (await self._renewed()).workspaces.get(workspace_id)
+        return found if found is not None and found.client_id in among else None
 
     async def list_applications(self) -> list[Application]:
         """All applications but those being deleted, by number."""
@@ -526,6 +538,7 @@ class Registry:
         copy = _Copy(
             int(version or 0),
             found,
+            {each.workspace_id: each for each in found.values()},
             deleting,
             {field.decode(): _CREDENTIAL.decode(raw) for field, raw in credentials.items()},
             {field.decode(): _SIGNING_KEY.decode(raw) for field, raw in signing.items()},

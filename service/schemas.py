@@ -6,12 +6,14 @@ msgspec makes them. Pages, and their rows with the parameter `fields`, get shape
 from __future__ import annotations
 
 import re
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
 from msgspec import inspect
 
 from service.errors import BelongError
+from service.faces import IDENTITY_CODES, INTERNAL
 from service.paging import PageBody
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ def ref(kind: str, name: str) -> Json:
 
 def of(shape: Any) -> Json:
     """Give the schema of a struct, or of what else a body may be, with references to components."""
-    made: Json = msgspec.json.schema_components([shape], ref_template="{name}")[0][0]
-    return ref("schemas", _renamed(made["$ref"])) if "$ref" in made else made
+    template = "#/components/schemas/{name}"
+    made: Json = _cleaned(msgspec.json.schema_components([shape], ref_template=template)[0][0])
+    return made
 
 
 def components(operations: list[Operation]) -> Json:
@@ -49,8 +52,7 @@ def components(operations: list[Operation]) -> Json:
     ]
     made = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")[1]
     for struct in _structs(shapes):
-        # What no annotation of a field can say stands in `SCHEMA`.
-        made[struct.__name__] |= getattr(struct, "SCHEMA", {})
+        add_said(made[struct.__name__], struct)
     schemas = {_renamed(name): _cleaned(schema) for name, schema in made.items()}
     for operation in operations:
         if get_origin(operation.reply) is PageBody and _takes(operation, "fields"):
@@ -61,6 +63,21 @@ def components(operations: list[Operation]) -> Json:
         if not any(getattr(shape, "__name__", "") == row for shape in shapes):
             del schemas[row]
     return schemas | _PROBLEMS
+
+
+def add_said(schema: Json, struct: Any) -> None:
+    """Add to the schema of a struct what no annotation of a field can say: it stands in `SCHEMA`.
+
+    A field that is required, though it has a default, does not take that default: the struct has it
+    so that its absence is refused with a sentence that says more.
+    """
+    said = getattr(struct, "SCHEMA", {})
+    schema |= said
+    for name in said.get("required", ()):
+        described = schema["properties"][name]
+        if "default" in described and described.pop("default") is None:
+            choices = [each for each in described.pop("anyOf") if each != {"type": "null"}]
+            described |= choices[0] if len(choices) == 1 else {"anyOf": choices}
 
 
 def _row(schema: Json) -> Json:
@@ -86,6 +103,8 @@ def _cleaned(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     made = {key: _cleaned(value) for key, value in schema.items()}
+    if isinstance(made.get("description"), str):
+        made["description"] = cleandoc(made["description"])
     if "$ref" in made:
         head, _, name = made["$ref"].rpartition("/")
         made["$ref"] = f"{head}/{_renamed(name)}"
@@ -149,6 +168,30 @@ _PROBLEMS: Json = {
         "minProperties": 1,
         "maxProperties": 1,
         "examples": [{"name": ["Expected `str` of length >= 1 - at `$.name`"]}],
+    },
+    "Problems": {
+        "title": "Problems",
+        "description": "What is wrong, in the Group Identity API: one problem.",
+        "type": "object",
+        "properties": {
+            "statusCode": {"type": "integer", "minimum": 400, "maximum": 599},
+            "errors": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "code": {"type": "string", "enum": [*IDENTITY_CODES.values(), INTERNAL]},
+                        "message": {"type": "string"},
+                    },
+                    "required": ["code", "message"],
+                    "additionalProperties": False,
+                },
+                "minItems": 1,
+                "maxItems": 1,
+            },
+        },
+        "required": ["statusCode", "errors"],
+        "additionalProperties": False,
     },
     "Refusal": {
         "title": "Refusal",

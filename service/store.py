@@ -15,7 +15,13 @@ from service.connection import Connection
 from service.nearcache import NearCache
 from service.registry import Registry
 from service.store_bulk import BulkStore
+from service.store_definitions import DefinitionStore
+from service.store_derivation import DerivationStore
 from service.store_groups import GroupStore
+from service.store_ingest import IngestStore
+from service.store_instance_index import InstanceIndex
+from service.store_instances import InstanceStore
+from service.store_jobs import JobStore
 from service.store_limits import LimitStore
 from service.store_lookups import LookupStore
 from service.store_members import MemberStore
@@ -42,8 +48,14 @@ class Store:
         self.members = MemberStore(connection)
         self.lookups = LookupStore(connection, self.groups, self.members)
         self.upkeep = GroupUpkeep(connection, self.groups)
-        self.profiles = ProfileStore(connection)
-        self.records = RecordStore(connection, self.profiles)
+        self.definitions = DefinitionStore(connection, self.registry)
+        self.instances = InstanceStore(connection)
+        self.instance_index = InstanceIndex(connection)
+        self.derivation = DerivationStore(connection, self.definitions, self.instances)
+        self.profiles = ProfileStore(connection, self.derivation)
+        self.records = RecordStore(connection, self.profiles, self.definitions)
+        self.jobs = JobStore(connection, self.definitions)
+        self.ingest = IngestStore(connection, self.profiles, self.definitions)
         self.limits = LimitStore(connection)
         self.totals = TotalStore(connection)
         self.transfer = TransferStore(connection, self.groups, self.profiles)

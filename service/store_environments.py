@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from service.connection import Connection
     from service.environment import Environment
 
+KEPT = ("rules", "watch", "dirty", "stale", "ended")
+"""What a partition may keep without any profile, beside states."""
+
 
 class EnvironmentStore:
     """Looks at environments and clears them. Methods raise Unavailable."""
@@ -34,15 +37,18 @@ class EnvironmentStore:
             )
             if held:
                 return False
-            for kind, count in (("reserved", "ZCARD"), ("erasing", "SCARD")):
+            for kind, count in (("reserved", "ZCARD"), ("erasing", "SCARD"), ("stale", "ZCARD")):
                 index = keys.key(tag, kind)
                 if await self._connection.command(index, count, index):
                     return False
         return True
 
     async def clear(self, environment: Environment) -> None:
-        """Remove what an environment keeps without groups and profiles: counters and states."""
-        for kind in ("numbers", "version"):
+        """Remove what an environment keeps without groups and profiles.
+
+        Counters and states; definitions and jobs; what is remembered of profiles that are gone.
+        """
+        for kind in ("numbers", "version", "rules", "jobs", "installing", "weekly"):
             key = keys.key(environment.directory, kind)
             await self._connection.command(key, "DEL", key)
         for tag in environment.partitions:
@@ -55,3 +61,7 @@ class EnvironmentStore:
                 )
                 if cursor == b"0":
                     break
+            kept = [keys.key(tag, kind) for kind in KEPT]
+            await self._connection.call(
+                scripts.load("clear_partition"), [*kept, keys.none(tag)], []
+            )

@@ -34,8 +34,10 @@ class LimitStore:
 
     async def take(
         self, env: Environment, caller: str, per_second: float, burst: int, allowed: str = ""
-    ) -> None:
+    ) -> int:
         """Take one request out of a caller's allowance: `burst` at once, `per_second` on average.
+
+        Gives how much of the allowance is used now, in percent, rounded up: 1 to 100.
 
         Exact over all processes, in one round trip: of many calls at once on a whole allowance
         `burst` pass. A request comes back every 1/`per_second`, rounded to whole microseconds. A
@@ -53,17 +55,18 @@ class LimitStore:
         now_us = time.time_ns() // 1000
         key = keys.allowance(env.directory, caller)
         try:
-            wait_us = await self._connection.call(
+            wait_us: int = await self._connection.call(
                 self._script,
                 [key, keys.none(env.directory)],
                 [now_us, interval_us, burst, SKEW_US],
             )
         except Unwritable:
             wait_us = self._take_alone(key, interval_us, burst)
-        if wait_us:
+        if wait_us > 0:
             allowed = allowed or f"{per_second:g} a second"
             message = f"Too many requests: {allowed} are allowed here."
             raise TooManyRequests(message, -(-wait_us // 1_000_000))
+        return -(wait_us * 100 // (burst * interval_us))
 
     def _take_alone(self, key: bytes, interval_us: int, burst: int) -> int:
         """Do what the script does, for this process alone and by a clock that never goes back."""
@@ -73,4 +76,4 @@ class LimitStore:
         if len(self._alone) >= ALONE:
             del self._alone[next(iter(self._alone))]
         self._alone[key] = taken_us if wait_us <= 0 else taken_us - interval_us
-        return max(0, wait_us)
+        return wait_us if wait_us > 0 else now_us - taken_us

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from service import ids, keys, scripts
-from service.errors import Conflict, NotFound, Stale, Unavailable
+from service.errors import Conflict, Invalid, NotFound, Stale, Unavailable
 from service.faults import fault
 
 if TYPE_CHECKING:
     from service.connection import Connection
     from service.environment import Environment
+    from service.store_derivation import DerivationStore
 
 CHUNK = 40
 """Identities that one script creates, memberships that one step erases: 1.5 ms of server time."""
@@ -33,12 +34,12 @@ FENCE_SECONDS = 86_400
 TRIES = 20
 MARKED = 10_000
 """Profiles of which it is remembered since when they are being erased."""
-SHOWN = {"customer_id": "custom_id"}
-"""Identity types that the profile's record shows, and in which field."""
+SHOWN = {"customer_id": "custom_id", "mpid": "mpid"}
+"""Identity types that the profile's record shows, of which it has one, and in which field."""
 
 
 class Erased(msgspec.Struct):
-    """What erasing a profile removed."""
+    """What erasing a profile removed. `instances` are those that it contributed to."""
 
     memberships: int = 0
     attributes: int = 0
@@ -49,9 +50,10 @@ class Erased(msgspec.Struct):
 class ProfileStore:
     """Profiles of an environment. Every method may raise Unavailable."""
 
-    def __init__(self, connection: Connection) -> None:
-        """Take the open connection."""
+    def __init__(self, connection: Connection, derivation: DerivationStore) -> None:
+        """Take the open connection, and the store that ends what erased profiles contributed."""
         self._connection = connection
+        self._derivation = derivation
         self._marked: dict[tuple[bytes, bytes], float] = {}
 
     async def resolve_identities(
@@ -59,12 +61,15 @@ class ProfileStore:
     ) -> list[bytes | None]:
         """Give the 16-byte profile ids of identities, in the order given; None where there is none.
 
-        With `create` a new profile is made for each that has none. One round trip for each 350
+        With `create` a new profile is made for each that has none; Invalid where one can be no
+        identity of its type. One round trip for each 350
         of a partition, and one for each 40 that are created; partitions side by side.
         """
         wanted = list(dict.fromkeys(values))
         if not wanted:
             return []
+        if create:
+            _check(kind, wanted)
         places: dict[int, list[tuple[str, int]]] = {}
         for position, value in enumerate(wanted):
             if position and position % CHUNK == 0:
@@ -150,9 +155,11 @@ class ProfileStore:
         """Make one more identity resolve to a profile, which may be new.
 
         An identity that another profile owns is never stolen: Conflict, and nothing changed. So is
-        a second custom id. A profile being erased: Erasing; one of which nothing is known, where
-        it has to be `known`: NotFound. Three round trips.
+        a second custom id or mpid. A profile being erased: Erasing; one of which nothing is known,
+        where it has to be `known`: NotFound; an mpid that is no number of 64 bits: Invalid. Three
+        round trips. Contributions are in the order of mpids: whoever gets one may be behind.
         """
+        _check(kind, [value])
         mixed = env.mixer.mix(id16)
         q, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
         field = keys.identity_field(kind, value)
@@ -174,11 +181,13 @@ class ProfileStore:
                     await self._settle(env, q, bucket, field, held, held[: ids.SIZE] + since)
                 expected = held if since is None else b""
                 continue
+            attempt = int(held[ids.SIZE + 1 :])
             try:
                 since = await self._confirm(env, mixed, field, attempt, kind, value, int(known))
             except Stale as error:
                 # By a clock that is ahead of ours, perhaps, or was: the next attempt comes after.
                 given_up = int(str(error))
+                expected = held
                 continue
             except (Conflict, NotFound, Unavailable):
                 # Refused before anything was written; only a reply that was lost may be confirmed.
@@ -232,7 +241,7 @@ class ProfileStore:
                 keys.key(tag, "erasing"),
                 keys.none(tag),
             ],
-            [mixed, field, attempt, SHOWN.get(kind, ""), value, known],
+            [mixed, field, attempt, SHOWN.get(kind, ""), value, known, _now_us()],
         )
         return since
 
@@ -300,8 +309,10 @@ class ProfileStore:
     async def erase_profile(self, env: Environment, id16: bytes) -> Erased:
         """Erase a profile: memberships, attributes, identities, record. Unknown: NotFound.
 
-        From the first step on the profile is skipped by every script; requests that name it get
-        Erasing until this is done. In bounded steps; what a crash leaves the worker finishes.
+        What it contributed to instances ends, too, and their members have what follows without it
+        when this returns (of more than 100, when the worker comes by). From the first step on the
+        profile is skipped by every script; requests that name it get Erasing until this is done. In
+        bounded steps; what a crash leaves the worker finishes.
         """
         mixed = env.mixer.mix(id16)
         tag = env.home(mixed)
@@ -317,12 +328,14 @@ class ProfileStore:
 
     async def _erase(self, env: Environment, tag: bytes, mixed: bytes) -> Erased:
         erased = Erased()
-        while True:
-            marked, memberships, attributes, left, *listed = await self._connection.call(
+        tries = 0
+        while tries < TRIES:
+            marked, memberships, attributes, instances, left, *listed = await self._connection.call(
                 scripts.load("erase_step"),
                 [
                     keys.key(tag, "erasing"),
                     keys.of_profile(tag, "attributes", mixed),
+                    keys.of_profile(tag, "instances", mixed),
                     keys.none(tag),
                 ],
                 [mixed, CHUNK],
@@ -331,10 +344,17 @@ class ProfileStore:
             fault("erase_profile.stepped")
             erased.memberships += memberships
             erased.attributes += attributes
+            if attributes:
+                # Of several who erase it, this one took away what the instances followed from.
+                erased.instances = instances
             if not marked:
                 return erased
             if left:
                 continue
+            if instances:
+                await self._derivation.derive_profiles(env, [mixed])
+                tries += 1
+            fault("erase_profile.derived")
             released = await asyncio.gather(
                 *(
                     self._release(env, mixed, field, since)
@@ -357,6 +377,9 @@ class ProfileStore:
             fault("erase_profile.finished")
             if finished:
                 return erased
+        # The mark stands: the worker goes on with it.
+        message = "the groups of the profile are being changed by too many others at once"
+        raise Unavailable(message)
 
     async def _release(self, env: Environment, mixed: bytes, field: bytes, since: bytes) -> bool:
         """Take an identity away from a profile that has listed it since then."""
@@ -397,6 +420,15 @@ class ProfileStore:
         while len(self._marked) > MARKED:
             del self._marked[next(iter(self._marked))]
         return total
+
+
+def _check(kind: str, values: list[str]) -> None:
+    """Raise Invalid where one of these is no identity of its type."""
+    if kind == "mpid":
+        for value in values:
+            if ids.parse_mpid(f"mpid:{value}") is None:
+                message = f"{value[:100]!r} is no mpid: that is a whole number of 64 bits"
+                raise Invalid(message)
 
 
 def reserved(held: bytes) -> bool:

@@ -28,6 +28,11 @@ class Totals(msgspec.Struct):
     reservations: int = 0
     erasures: int = 0
     sweeps: int = 0
+    profiles_behind: int = 0
+    instances_behind: int = 0
+    profiles_behind_since_us: int | None = None
+    """Since when the one of them is behind that waits the longest; None: none is."""
+    instances_behind_since_us: int | None = None
 
 
 class TotalStore:
@@ -54,6 +59,14 @@ class TotalStore:
             totals.profiles += profiles
             totals.reservations += await self._size(tag, "reserved", "ZCARD")
             totals.erasures += await self._size(tag, "erasing", "SCARD")
+            totals.profiles_behind += await self._size(tag, "dirty", "ZCARD")
+            totals.instances_behind += await self._size(tag, "stale", "ZCARD")
+            totals.profiles_behind_since_us = _earlier(
+                totals.profiles_behind_since_us, await self._oldest(tag, "dirty")
+            )
+            totals.instances_behind_since_us = _earlier(
+                totals.instances_behind_since_us, await self._oldest(tag, "stale")
+            )
         await self._count_groups(env, totals)
         return totals
 
@@ -90,3 +103,12 @@ class TotalStore:
     async def _size(self, tag: bytes, kind: str, command: str) -> int:
         key = keys.key(tag, kind)
         return int(await self._connection.command(key, command, key))
+
+    async def _oldest(self, tag: bytes, kind: str) -> int | None:
+        key = keys.key(tag, kind)
+        found = await self._connection.command(key, "ZRANGE", key, 0, 0, "WITHSCORES")
+        return int(float(found[1])) if found else None
+
+
+def _earlier(one: int | None, other: int | None) -> int | None:
+    return min((each for each in (one, other) if each is not None), default=None)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from service import ids, keys, scripts
-from service.errors import Conflict, Erasing
+from service.attributes import canonical_name
+from service.errors import Conflict, Erasing, Invalid
 from service.store_environments import EnvironmentStore
 from service.store_groups import all_done
 
@@ -59,8 +60,8 @@ class Known(msgspec.Struct):
 class Arriving(msgspec.Struct):
     """A profile to bring in: its 16 bytes, the record's fields, its attributes.
 
-    An attribute is its name, time, since and JSON value; since and value are empty where it was
-    deleted.
+    What a record shows of identities is none of its fields here: it comes with them. An attribute
+    is its name, time, since and JSON value; since and value are empty where it was deleted.
     """
 
     id: bytes
@@ -218,8 +219,10 @@ class TransferStore:
         """Bring in records and attributes. Returns one outcome per profile, in the order given.
 
         ADDED, ALREADY, BEING_ERASED. Of a record that is there only what is missing is filled in;
-        an attribute is written where its time is later than the one here. Atomic for each profile,
-        but for one of more than 60 attributes, which takes several scripts.
+        an attribute is written, under its canonical name, where its time is later than the one
+        here. Whoever is behind then is noted so: `derive_profiles`, or the worker, sees to it.
+        Atomic for each profile, but for one of more than 60 attributes, which takes several
+        scripts.
         """
         outcomes = bytearray(ALREADY for _ in profiles)
         mixed = ids.split(env.mixer.mix(b"".join(each.id for each in profiles)))
@@ -257,7 +260,7 @@ class TransferStore:
         async def add(id16: bytes, kind: str, value: str) -> str | None:
             try:
                 await self._profiles.add_identity(env, id16, kind, value)
-            except (Conflict, Erasing) as ex:
+            except (Conflict, Erasing, Invalid) as ex:
                 return str(ex)
             return None
 
@@ -318,8 +321,8 @@ def _pieces(mixed: bytes, profile: Arriving) -> Iterable[list[bytes | str | int]
         piece: list[bytes | str | int] = [mixed, len(profile.record), len(attributes)]
         for field in profile.record:
             piece += field
-        for attribute in attributes:
-            piece += attribute
+        for name, *held in attributes:
+            piece += (canonical_name(name), *held)
         yield piece
 
 

@@ -7,17 +7,13 @@ everybody, so no answer of it has CORS headers, and a preflight of it lets nothi
 
 from __future__ import annotations
 
-import binascii
-import hashlib
-import hmac
-from base64 import b64decode
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote_plus
 
 import msgspec
 
-from service.auth import LIFETIME_SECONDS, mint
+from service.auth import LIFETIME_SECONDS, basic, mint, proven
 from service.endpoint import (
     ENCODER,
     JSON,
@@ -40,8 +36,6 @@ GRANT = "client_credentials"
 REQUEST_LIMIT_BYTES = 16 * 1024
 FIELDS_LIMIT = 20
 """Anybody may send a request here, and 8 MiB of form hold up the event loop for 10 seconds."""
-
-_NOBODY = hashlib.sha256(b"").hexdigest()
 
 
 class TokenRequest(msgspec.Struct):
@@ -154,26 +148,17 @@ def _read(request: Request, data: bytes) -> TokenRequest:
             wanted = msgspec.convert(dict(pairs), TokenRequest)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _Refused("invalid_request", f"The body cannot be read: {error}") from error
-    basic = _basic(request.auth)
-    if basic is None:
+    header = request.auth or ""
+    if header.partition(" ")[0].lower() != "basic":
         return wanted
-    if wanted.client_secret is not None or wanted.client_id not in (None, basic[0]):
-        raise _Refused("invalid_request", "Give the credential in the body or in the header.")
-    return msgspec.structs.replace(wanted, client_id=basic[0], client_secret=basic[1])
-
-
-def _basic(header: str | None) -> tuple[str, str] | None:
-    kind, _, encoded = (header or "").partition(" ")
-    if kind.lower() != "basic":
-        return None
-    try:
-        name, colon, secret = b64decode(encoded.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        colon = ""
-    if not colon:
+    given = basic(header)
+    if given is None:
         raise _Refused("invalid_client", "The Authorization header is not HTTP Basic.")
     # RFC 6749, 2.3.1: both are form-encoded first. Ours hold no character that this changes.
-    return unquote_plus(name), unquote_plus(secret)
+    name, secret = map(unquote_plus, given)
+    if wanted.client_secret is not None or wanted.client_id not in (None, name):
+        raise _Refused("invalid_request", "Give the credential in the body or in the header.")
+    return msgspec.structs.replace(wanted, client_id=name, client_secret=secret)
 
 
 async def _granted(registry: Registry, wanted: TokenRequest) -> tuple[Credential, tuple[str, ...]]:
@@ -184,10 +169,8 @@ async def _granted(registry: Registry, wanted: TokenRequest) -> tuple[Credential
         raise _Refused("unsupported_grant_type", "The only grant_type here is client_credentials.")
     if wanted.client_id is None or wanted.client_secret is None:
         raise _Refused("invalid_client", "client_id or client_secret is missing.")
-    credential = await registry.credential(wanted.client_id)
-    known = _NOBODY if credential is None else credential.secret_sha256
-    given = hashlib.sha256(wanted.client_secret.encode()).hexdigest()
-    if not hmac.compare_digest(known, given) or credential is None or not credential.active:
+    credential = await proven(registry, wanted.client_id, wanted.client_secret)
+    if credential is None:
         raise _Refused("invalid_client", "The client_id or client_secret is wrong.")
     if not wanted.scope:
         return credential, credential.scopes

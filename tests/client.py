@@ -1,22 +1,23 @@
 """What HTTP tests speak through: an application object over a real Valkey, and strict decoding.
 
 Every reply of a known operation is decoded with the struct that the operation says, which forbids
-unknown fields; every error with the shape of the face. So no test can forget to look.
+unknown fields; every error with the shape of its face. So no test can forget to look.
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import falcon.testing
 import msgspec
 import pytest
 
 from service import auth
-from service.app import create_app, operations
+from service.app import addresses, create_app, operations
 from service.config import Config
+from service.faces import is_identity
 from service.store import Store
 from service.verify import verify
 from tests import backings
@@ -38,6 +39,30 @@ class ErrorBody(msgspec.Struct, forbid_unknown_fields=True):
     error_code: str
 
 
+class Problem(msgspec.Struct, forbid_unknown_fields=True):
+    """What was wrong, on the Group Identity face."""
+
+    code: str
+    message: str
+
+
+class ProblemsBody(msgspec.Struct, forbid_unknown_fields=True, rename={"status": "statusCode"}):
+    """An error of the Group Identity face: there is always one problem."""
+
+    status: int
+    errors: Annotated[list[Problem], msgspec.Meta(min_length=1, max_length=1)]
+
+    @property
+    def detail(self) -> str:
+        """The sentence, under the name that it has on the other face."""
+        return self.errors[0].message
+
+    @property
+    def error_code(self) -> str:
+        """The word for it."""
+        return self.errors[0].code
+
+
 class Answer(msgspec.Struct):
     """A reply: `body` is the operation's struct, or the plain JSON of an error."""
 
@@ -53,8 +78,9 @@ class Answer(msgspec.Struct):
 
 
 _PATTERNS = [
-    (method, re.compile(re.sub(r"{\w+}", "[^/?]+", path) + r"/?(\?.*)?"), operation)
+    (method, re.compile(re.sub(r"{\w+}", "[^/?]+", address) + r"/?(\?.*)?"), operation)
     for method, path, operation in operations()
+    for address in addresses(path)
 ]
 
 
@@ -152,10 +178,17 @@ class Api(msgspec.Struct):
         return Client(self.conductor, token)
 
 
+def filled(template: str, **named: str) -> str:
+    """Give a path of the route table with something in each of its places."""
+    known = {"cid": "demo", "pid": P1, "gid": P2, "file": "index.css"} | named
+    return re.sub(r"{(\w+)}", lambda place: known.get(place[1], "1"), template)
+
+
 def _decoded(method: str, path: str, answer: Answer) -> Any:
     if answer.status == 204:
-        assert not answer.content
         assert "content-type" not in answer.headers
+    if answer.status == 204 or (answer.status == 202 and not answer.content):
+        assert not answer.content
         return None
     if answer.headers["content-type"] == "application/x-ndjson":
         return [msgspec.json.decode(line) for line in answer.content.splitlines()]
@@ -167,12 +200,21 @@ def _decoded(method: str, path: str, answer: Answer) -> Any:
         assert answer.status in (200, operation.status)
         kind: Any = msgspec.json.decode(answer.content) if "fields=" in path else operation.reply
         return kind if "fields=" in path else msgspec.json.decode(answer.content, type=kind)
-    if answer.status >= 400 and path.startswith("/api/"):
-        try:
-            return msgspec.json.decode(answer.content, type=ErrorBody)
-        except msgspec.ValidationError:
-            return msgspec.json.decode(answer.content, type=dict[str, list[str]])
-    return msgspec.json.decode(answer.content)
+    return _problem(path, answer) if answer.status >= 400 else msgspec.json.decode(answer.content)
+
+
+def _problem(path: str, answer: Answer) -> Any:
+    """Decode an error in the shape of the path's face."""
+    if is_identity(path.partition("?")[0]):
+        problems = msgspec.json.decode(answer.content, type=ProblemsBody)
+        assert problems.status == answer.status
+        return problems
+    if not path.startswith("/api/"):
+        return msgspec.json.decode(answer.content)
+    try:
+        return msgspec.json.decode(answer.content, type=ErrorBody)
+    except msgspec.ValidationError:
+        return msgspec.json.decode(answer.content, type=dict[str, list[str]])
 
 
 @asynccontextmanager

@@ -6,7 +6,10 @@ here, how to make a request of it that succeeds.
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,10 +18,12 @@ import pytest
 
 from service import app, auth, ids, signing
 from service.app import operations
-from service.endpoint import API, Resource, endpoint, operation_of
+from service.endpoint import API, Resource, Wire, endpoint, operation_of
+from service.faces import is_identity
 from service.registry import SCOPES
+from service.store import Store
 from service.store_records import NewProfile
-from tests.client import GROUPS, Api, Client, opened
+from tests.client import GROUPS, Api, Client, filled, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     from service.endpoint import Operation
     from tests.backings import Server
     from tests.client import Answer
+
+
+OF_WORKSPACES = "/platform/workspaces"
 
 
 class World(msgspec.Struct, frozen=True):
@@ -38,6 +46,13 @@ class World(msgspec.Struct, frozen=True):
     profile: str
     custom_profile: str
     created_at_us: int
+    workspace: str = ""
+    definition: str = ""
+    instance: str = ""
+    job: str = ""
+    user: str = ""
+    """The customer id of a user whose mpid is `mpid`, and who is in the instance."""
+    mpid: str = ""
 
     @property
     def id16(self) -> bytes:
@@ -74,6 +89,31 @@ def nickname(_: World) -> object:
     return {"nickname": "N"}
 
 
+def definition(_: World) -> object:
+    return {"id": f"d{uuid.uuid4().hex[:12]}", "source_user_attribute": "$zip"}
+
+
+def changes(_: World) -> object:
+    return {"description": "Changed"}
+
+
+def batch(world: World) -> dict[str, object]:
+    return {"user_identities": {"customer_id": world.user}, "user_attributes": {"plan": "pro"}}
+
+
+def batches(world: World) -> object:
+    return [batch(world)]
+
+
+def old_batches(world: World) -> object:
+    event = {"event_type": "custom_event", "data": {"timestamp_unixtime_ms": 1700000000000}}
+    return [batch(world) | {"events": [event]}]
+
+
+def identity(world: World) -> object:
+    return {"identity": {"type": "customer_id", "value": world.user}}
+
+
 RECIPES: dict[str, Callable[[World], object]] = {
     # method and path below /api/v1 -> body
     "GET /applications/{cid}/profile": nothing,
@@ -98,6 +138,24 @@ RECIPES: dict[str, Callable[[World], object]] = {
     "GET /applications/{cid}/profiles/{pid}/profile-groups": nothing,
     "POST /applications/{cid}/memberships/check": pairs,
     "POST /applications/{cid}/memberships/bulk": lines,
+    # And of the Group Identity face, the whole path
+    "GET /platform/workspaces/{ws}/groups": nothing,
+    "POST /platform/workspaces/{ws}/groups": definition,
+    "GET /platform/workspaces/{ws}/groups/{did}": nothing,
+    "PUT /platform/workspaces/{ws}/groups/{did}": changes,
+    "DELETE /platform/workspaces/{ws}/groups/{did}": nothing,
+    "GET /platform/workspaces/{ws}/groups/{did}/instances": nothing,
+    "GET /platform/workspaces/{ws}/groups/{did}/instances/{iid}": nothing,
+    "GET /platform/workspaces/{ws}/groups/{did}/instances/{iid}/members": nothing,
+    "POST /platform/workspaces/{ws}/groups/{did}/recompute": nothing,
+    "GET /platform/workspaces/{ws}/jobs": nothing,
+    "GET /platform/workspaces/{ws}/jobs/{jid}": nothing,
+    "POST /v2/events": batch,
+    "POST /v2/bulkevents": batches,
+    "POST /v2/bulkevents/historical": old_batches,
+    "POST /userprofile/v1/resolve/{org}/{account}/{ws}": identity,
+    "GET /userprofile/v1/{org}/{account}/{ws}/{mpid}": nothing,
+    "POST /userprofile/v1/{org}/{account}/{ws}/{mpid}": nothing,
 }
 
 PUBLIC = {
@@ -138,12 +196,24 @@ def recipe(method: str, path: str, world: World) -> tuple[str, object]:
         "gid": world.group,
         "pid": world.profile,
         "new": str(uuid.uuid4()),
+        "ws": world.workspace,
+        "did": world.definition,
+        "iid": world.instance,
+        "jid": world.job,
+        "mpid": world.mpid,
+        "org": "1",
+        "account": "1",
     }
-    return API + template.format_map({n: quote(v, safe="") for n, v in named.items()}), body
+    where = template.format_map({n: quote(v, safe="") for n, v in named.items()})
+    if is_identity(path):
+        return where + ("?fields=user_attributes" if path.startswith("/userprofile") else ""), body
+    return API + where, body
 
 
-async def made(api: Api, client_id: str) -> World:
-    """Make a group and a profile in it, all new."""
+async def made(api: Api, client_id: str, path: str = "") -> World:
+    """Make a group and a profile in it, all new; for a path of the Group Identity face more."""
+    if is_identity(path):
+        return await made_of_users(api, client_id)
     application = await api.store.registry.application(client_id)
     assert application is not None
     custom_group, custom_profile = f"g/{uuid.uuid4().hex}", f"p/{uuid.uuid4().hex}"
@@ -163,6 +233,43 @@ async def made(api: Api, client_id: str) -> World:
         profile=profile_id,
         custom_profile=custom_profile,
         created_at_us=profile.created_at_us,
+    )
+
+
+async def made_of_users(api: Api, client_id: str) -> World:
+    """Make a definition and a user, who is an instance of it, all new."""
+    registry = api.store.registry
+    application = await registry.update_application(client_id, definitions_per_workspace=100)
+    admin = await api.client("admin", applications=(client_id,))
+    user, name = f"u/{uuid.uuid4().hex}", f"d{uuid.uuid4().hex[:12]}"
+    groups = f"{OF_WORKSPACES}/{application.workspace_id}/groups"
+    await admin.post(groups, {"id": name, "source_user_attribute": "$address"})
+    who = {"user_identities": {"customer_id": user}}
+    await admin.post("/v2/events", who | {"user_attributes": {"$address": user}}, 202)
+    found = await admin.get(f"{groups}/{name}/instances")
+    job = await admin.post(f"{groups}/{name}/recompute", None, 202)
+    resolved = await admin.post(
+        f"/userprofile/v1/resolve/1/1/{application.workspace_id}?fields=user_identities",
+        {"identity": {"type": "customer_id", "value": user}},
+    )
+    [profile] = await api.store.profiles.resolve_identities(
+        application.production, "customer_id", [user], create=False
+    )
+    assert profile is not None
+    record = await api.store.records.get_profile(application.production, profile)
+    return World(
+        client_id=client_id,
+        group="",
+        custom_group="",
+        profile=ids.text(profile),
+        custom_profile=user,
+        created_at_us=record.created_at_us or 0,
+        workspace=str(application.workspace_id),
+        definition=name,
+        instance=found.plain["results"][0]["id"],
+        job=job.plain["id"],
+        user=user,
+        mpid=str(resolved.plain["mpid"]),
     )
 
 
@@ -220,7 +327,7 @@ async def test_each_scope_alone_may_do_exactly_what_the_table_says(
 ) -> None:
     for scope in SCOPES:
         client = await api.client(scope)
-        answer = await call(client, method, path, await made(api, "demo"))
+        answer = await call(client, method, path, await made(api, "demo", path))
         if scope in (operation.scope, "admin"):
             assert answer.status in (operation.status, 204), (scope, answer)
         else:
@@ -230,7 +337,7 @@ async def test_each_scope_alone_may_do_exactly_what_the_table_says(
             )
     without = [each for each in SCOPES if each not in (operation.scope, "admin")]
     everything_else = await api.client(*without)
-    answer = await call(everything_else, method, path, await made(api, "demo"))
+    answer = await call(everything_else, method, path, await made(api, "demo", path))
     assert answer.status == 403
 
 
@@ -239,13 +346,14 @@ async def test_without_a_token_or_with_one_that_is_none_nothing_is_done(
     api: Api, method: str, path: str, operation: Operation
 ) -> None:
     assert operation.scope is not None
-    world = await made(api, "demo")
+    world = await made(api, "demo", path)
     before = await held(api, "demo")
 
     for token in (None, "", "x.y.z"):
         answer = await call(api.admin.using(token), method, path, world)
         assert answer.status == 401
-        assert answer.headers["www-authenticate"].startswith('Bearer realm="belong"')
+        scheme = "Basic" if token is None and operation.wire.basic else "Bearer"
+        assert answer.headers["www-authenticate"].startswith(f'{scheme} realm="belong"')
     assert before == await held(api, "demo")
 
 
@@ -253,7 +361,7 @@ async def test_without_a_token_or_with_one_that_is_none_nothing_is_done(
 async def test_the_token_of_a_profile_may_do_its_own_and_nothing_else(
     api: Api, method: str, path: str, operation: Operation
 ) -> None:
-    world, other = await made(api, "demo"), await made(api, "demo")
+    world, other = await made(api, "demo", path), await made(api, "demo", path)
     before = await held(api, "demo")
     own = await profile_client(api, world)
 
@@ -373,6 +481,29 @@ async def test_the_token_of_a_profile_ends_when_the_profile_is_erased_and_stays_
             await api.admin.patch(f"{API}/profiles/{world.profile}", {"nickname": "Other"})
 
 
+@pytest.mark.parametrize(("method", "path", "operation"), TABLE)
+async def test_every_address_of_an_operation_leads_to_it(
+    api: Api, method: str, path: str, operation: Operation
+) -> None:
+    for address in app.addresses(path):
+        for slash in ("", "/"):
+            where = filled(address) + slash
+            answer = await api.conductor.simulate_request(method, where)
+            if operation.scope is not None:
+                assert answer.status_code == 401, where
+            else:
+                assert answer.status_code not in (404, 405), where
+
+
+def test_the_group_identity_face_has_the_addresses_that_its_documents_write() -> None:
+    found = {address for path, _ in app.ROUTES for address in app.addresses(path)}
+    for prefix in ("/platform", "/platform/v2", "/platform/experimental"):
+        assert f"{prefix}/workspaces/{{ws}}/groups" in found
+        assert f"{prefix}/workspaces/{{ws}}/groups/{{did}}" in found
+    assert {"/v2/events", "/events", "/v2/bulkevents", "/bulkevents"} <= found
+    assert {"/v2/bulkevents/historical", "/bulkevents/historical"} <= found
+
+
 # --- two applications
 
 
@@ -384,60 +515,84 @@ async def held(api: Api, client_id: str) -> object:
     for group in (await admin.get(f"{groups}/?page_size=1000")).body.results:
         members = (await admin.get(f"{groups}/{group.id}/members/?page_size=1000")).body.results
         found.append((group, members))
+    application = await api.store.registry.application(client_id)
+    assert application is not None
+    definitions = f"{OF_WORKSPACES}/{application.workspace_id}/groups"
+    for each in (await admin.get(definitions)).body:
+        instances = (await admin.get(f"{definitions}/{each.id}/instances")).plain["results"]
+        found += [(each, instance) for instance in instances]
     return found
 
 
 def without(answer: Answer, *names: str) -> tuple[int, bytes]:
     """Give what can be seen of an error, but for the names that were asked for."""
     content = answer.content
-    for name in names:
+    for name in filter(None, names):
         content = content.replace(name.encode(), b"?")
     return answer.status, content if answer.status >= 400 else b""
 
 
-@pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
+@pytest.mark.parametrize(
+    ("method", "path", "operation"),
+    [each for each in GUARDED if not each.values[2].wire.basic],  # type: ignore[union-attr]
+)
 async def test_a_foreign_application_is_403_whether_it_exists_or_not(
     api: Api, method: str, path: str, operation: Operation
 ) -> None:
     assert operation.scope is not None
     await api.store.registry.create_application("second")
-    second = await made(api, "second")
+    second = await made(api, "second", path)
     before = await held(api, "second")
     seen = set()
-    mine = await made(api, "demo")
+    mine = await made(api, "demo", path)
     for client in (api.admin, await api.client(operation.scope), await profile_client(api, mine)):
-        for client_id in ("second", "never-existed"):
-            where, body = recipe(method, path, msgspec.structs.replace(second, client_id=client_id))
-            if "{cid}" not in path:
+        for client_id, workspace in (("second", second.workspace), ("never-existed", "4711")):
+            asked = msgspec.structs.replace(second, client_id=client_id, workspace=workspace)
+            where, body = recipe(method, path, asked)
+            if "{cid}" not in path and "{ws}" not in path:
                 where += f"?client_id={client_id}"
             answer = await client.call(method, where, body, status=403)
-            seen.add(without(answer, client_id))
+            seen.add(without(answer, client_id, f"workspace {workspace}."))
 
     assert len(seen) == 1
     assert before == await held(api, "second")
 
 
-@pytest.mark.parametrize("kind", ["group", "custom_group", "profile", "custom_profile"])
-@pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
+IN_PATHS = {"{did}": "definition", "{iid}": "instance", "{jid}": "job", "{mpid}": "mpid"}
+
+
+def kinds_of(path: str) -> list[str]:
+    """Give what of a world a request of this path may name."""
+    if not is_identity(path):
+        return ["group", "custom_group", "profile", "custom_profile"]
+    return [kind for name, kind in IN_PATHS.items() if name in path] or ["user"]
+
+
+NAMED = [
+    pytest.param(*each.values, kind, id=f"{each.id}-{kind}")
+    for each in GUARDED
+    for kind in kinds_of(str(each.values[1]))
+]
+
+
+@pytest.mark.parametrize(("method", "path", "operation", "kind"), NAMED)
 async def test_ids_of_another_application_are_as_unknown_as_those_of_nobody(
     api: Api, method: str, path: str, operation: Operation, kind: str
 ) -> None:
     assert operation.scope is not None
     await api.store.registry.create_application("second")
-    second = await made(api, "second")
+    second = await made(api, "second", path)
     before = await held(api, "second")
     unknown = uuid.uuid4().hex if kind.startswith("custom") else str(uuid.uuid4())
+    unknown = {"mpid": "4711", "definition": "d-unknown", "instance": "0" * 32}.get(kind, unknown)
     field = kind.removeprefix("custom_")
     seen = set()
     for named in (getattr(second, kind), unknown):
-        mine = await made(api, "demo")
+        mine = await made(api, "demo", path)
         asked = msgspec.structs.replace(mine, **{kind: named, field: named})
         answer = await call(api.admin, method, path, asked)
-        seen.add(
-            without(
-                answer, named, quote(named, safe=""), mine.group, mine.profile, mine.custom_group
-            )
-        )
+        mine_alone = (mine.group, mine.profile, mine.custom_group, mine.definition)
+        seen.add(without(answer, named, quote(named, safe=""), *mine_alone))
 
     assert len(seen) == 1, seen
     assert before == await held(api, "second")
@@ -473,7 +628,11 @@ class Probe(Resource):
 PROBE = f"{API}/probe"
 BARE = [
     pytest.param("GET", PROBE, operation_of(Probe.on_get), id=f"GET {PROBE}"),
-    *(each for each in GUARDED if "{cid}" not in str(each.values[1])),
+    *(
+        each
+        for each in GUARDED
+        if "{cid}" not in str(each.values[1]) and not is_identity(str(each.values[1]))
+    ),
 ]
 RECIPES["GET /probe"] = nothing
 
@@ -566,3 +725,312 @@ async def made_slowly(api: Api) -> World:
     application: Any = await api.store.registry.application("demo")
     profile = await api.store.records.create_profile(application.production, NewProfile())
     return World("demo", "", "", ids.text(profile.id), "", profile.created_at_us or 0)
+
+
+# --- the Group Identity face: by workspace, and by HTTP Basic
+
+
+class ByWorkspace(Resource):
+    """A route with a workspace in its path."""
+
+    @endpoint("definitions:read")
+    async def on_get(self, call: TenantCall) -> bytes:
+        """Say who was admitted, and to what."""
+        return admitted_as(call)
+
+
+class ByCredential(Resource):
+    """A route that takes HTTP Basic."""
+
+    @endpoint("events:write", wire=Wire(basic=True))
+    async def on_post(self, call: TenantCall) -> bytes:
+        """Say who was admitted, and to what."""
+        return admitted_as(call)
+
+
+def admitted_as(call: TenantCall) -> bytes:
+    return msgspec.json.encode(
+        [call.application.client_id, call.environment.name, call.principal.caller]
+    )
+
+
+BASIC = "/v2/probe"
+
+
+@pytest.fixture
+async def face(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    """An API that has one route of each kind of the Group Identity face."""
+    routes = ((f"{OF_WORKSPACES}/{{ws}}/probe", ByWorkspace), (BASIC, ByCredential))
+    monkeypatch.setattr(app, "ROUTES", (*app.ROUTES, *routes))
+    async with opened(valkey.url) as made:
+        yield made
+
+
+def probe(workspace: object, prefix: str = OF_WORKSPACES) -> str:
+    return f"{prefix}/{workspace}/probe"
+
+
+async def test_a_workspace_admits_to_its_application_under_every_prefix(face: Api) -> None:
+    second = await face.store.registry.create_application("second", workspace_id=4711)
+    both = await face.client("definitions:read", applications=("demo", "second"))
+    demo = await face.store.registry.application("demo")
+    assert demo is not None
+
+    for prefix in ("/platform", "/platform/v2", "/platform/experimental"):
+        for slash in ("", "/"):
+            for application in (demo, second):
+                path = f"{prefix}/workspaces/{application.workspace_id}/probe{slash}"
+                expected = [application.client_id, "production", "subject:test"]
+                assert expected == (await both.get(path)).plain
+
+
+async def test_a_workspace_that_is_not_the_token_s_is_403_whether_it_exists_or_not(
+    face: Api,
+) -> None:
+    second = await face.store.registry.create_application("second", workspace_id=4711)
+    workspaces = (second.workspace_id, 4712, 0, -1, 2**63, 2**64, "9" * 20, "9" * 5000)
+    for client in (face.admin, await face.client("groups:read")):
+        seen = set()
+        for workspace in workspaces:
+            answer = await client.get(probe(workspace), 403)
+            assert answer.body.error_code == "FORBIDDEN"
+            seen.add(without(answer, f"workspace {str(workspace)[:20]}."))
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "1.0", "+1", "%201", "1%20", "0x1", "1e0", "\u0661", "-", "1_0"]
+)
+async def test_a_workspace_that_is_no_integer_is_404_for_whoever_has_a_token(
+    face: Api, text: str
+) -> None:
+    for client in (face.admin, await face.client("groups:read")):
+        answer = await client.get(probe(text), 404)
+        assert answer.body.error_code == "NOT_FOUND"
+    for token in (None, "", "x.y.z"):
+        answer = await face.admin.using(token).get(probe(text), 401)
+        assert answer.body.error_code == "UNAUTHORIZED"
+        assert answer.headers["www-authenticate"].startswith('Bearer realm="belong"')
+
+
+async def test_a_token_without_the_scope_or_of_a_profile_is_403_in_its_own_workspace(
+    face: Api,
+) -> None:
+    demo = await face.store.registry.application("demo")
+    assert demo is not None
+    path = probe(demo.workspace_id)
+    lacking = await (await face.client("definitions:write")).get(path, 403)
+    own = await (await profile_client(face, await made(face, "demo"))).get(path, 403)
+
+    assert lacking.body.detail == (
+        "This needs the scope definitions:read, which the token does not have."
+    )
+    assert own.body.detail.startswith("This needs a token with the scope definitions:read.")
+
+
+async def test_the_workspace_of_an_application_that_was_just_made_elsewhere_is_known(
+    face: Api, valkey: Server
+) -> None:
+    other = await Store.open(valkey.url)
+    made_there = await other.registry.create_application("second")
+    await other.close()
+
+    client = await face.client("definitions:read", applications=("second",))
+    found = await client.get(probe(made_there.workspace_id))
+
+    assert found.plain[0] == "second"
+
+
+async def test_a_token_for_an_application_that_was_deleted_still_reaches_the_other_at_once(
+    face: Api,
+) -> None:
+    second = await face.store.registry.create_application("second")
+    both = await face.client("definitions:read", applications=("demo", "second"))
+    await face.store.registry.delete_application("second")
+    demo = await face.store.registry.application("demo")
+    assert demo is not None
+
+    began = time.perf_counter()
+    for _ in range(20):
+        await both.get(probe(demo.workspace_id))
+    # Whatever it does not know it reads anew, at most once in 0.1 s.
+    assert time.perf_counter() - began < 1.0
+    await both.get(probe(second.workspace_id), 403)
+
+
+def basic(*given: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {b64encode(':'.join(given).encode()).decode()}"}
+
+
+async def test_a_credential_is_admitted_by_basic_to_the_one_application_that_it_is_for(
+    face: Api,
+) -> None:
+    anybody = face.admin.using(None)
+    for scope in SCOPES:
+        credential, secret = await face.store.registry.create_credential(["demo"], [scope])
+        header = basic(credential.id, secret)
+        if scope in ("events:write", "admin"):
+            for _ in range(2):
+                answer = await anybody.post(BASIC, b"", headers=header)
+                expected = ["demo", "production", f"credential:{credential.id}"]
+                assert expected == answer.plain
+        else:
+            answer = await anybody.post(BASIC, b"", 403, headers=header)
+            assert answer.body.detail == (
+                "This needs the scope events:write, which the token does not have."
+            )
+
+
+async def test_a_token_with_the_scope_is_admitted_where_basic_is(face: Api) -> None:
+    await face.store.registry.create_application("second")
+    writer = await face.client("events:write")
+    assert ["demo", "production", "subject:test"] == (await writer.post(BASIC, b"")).plain
+    await (await face.client("groups:read")).post(BASIC, b"", 403)
+    await (await profile_client(face, await made(face, "demo"))).post(BASIC, b"", 403)
+    both = await face.client("events:write", applications=("demo", "second"))
+    assert "exactly one" in (await both.post(BASIC, b"", 403)).body.detail
+    for token in ("x.y.z", ""):
+        answer = await face.admin.using(token).post(BASIC, b"", 401)
+        assert answer.headers["www-authenticate"].startswith('Bearer realm="belong"')
+
+
+async def test_no_header_is_401_and_asks_for_basic(face: Api) -> None:
+    for headers in ({}, {"Authorization": ""}, {"Authorization": "  "}):
+        answer = await face.admin.using(None).post(BASIC, b"", 401, headers=headers)
+        assert answer.body.error_code == "UNAUTHORIZED"
+        assert answer.headers["www-authenticate"] == 'Basic realm="belong"'
+
+
+async def test_a_header_that_is_there_and_not_right_is_403(face: Api) -> None:
+    registry = face.store.registry
+    credential, secret = await registry.create_credential(["demo"], ["events:write"])
+    inactive, its_secret = await registry.create_credential(["demo"], ["events:write"])
+    await registry.deactivate_credential(inactive.id)
+    good = basic(credential.id, secret)["Authorization"]
+    wrong = [
+        # What the SDK sends when nobody gave it a key.
+        "Basic Og==",
+        "Basic",
+        "Basic ",
+        "Basic !!!!",
+        "Basic /////w==",
+        "Basic eA==",
+        "Basic é",
+        f"{good[:-4]}",
+        f"Basic {good}",
+        f"Token {secret}",
+        secret,
+        "Basic " + "A" * 20_000,
+        basic(credential.id, "")["Authorization"],
+        basic(credential.id, secret, "")["Authorization"],
+        basic(credential.id, secret[:-1])["Authorization"],
+        basic(credential.id.upper() + "x", secret)["Authorization"],
+        basic(inactive.id, its_secret)["Authorization"],
+        basic(inactive.id, secret)["Authorization"],
+        basic("", secret)["Authorization"],
+        basic("\0", "\0")["Authorization"],
+    ]
+    for header in wrong:
+        answer = await face.admin.using(None).post(
+            BASIC, b"", 403, headers={"Authorization": header}
+        )
+        assert answer.body.error_code == "FORBIDDEN", header
+        assert "www-authenticate" not in answer.headers
+    for header in (good, good.replace("Basic", "bASIC"), good.replace(" ", "   ")):
+        await face.admin.using(None).post(BASIC, b"", headers={"Authorization": header})
+
+
+async def test_a_credential_for_several_applications_is_403_with_a_sentence(face: Api) -> None:
+    await face.store.registry.create_application("second")
+    credential, secret = await face.store.registry.create_credential(
+        ["demo", "second"], ["events:write"]
+    )
+    answer = await face.admin.using(None).post(
+        BASIC, b"", 403, headers=basic(credential.id, secret)
+    )
+    assert answer.body.detail == (
+        "The credential is for several applications, and nothing here says which of them is meant: "
+        "use one that is for exactly one."
+    )
+
+
+async def test_basic_is_taken_nowhere_else_though_it_is_remembered(face: Api) -> None:
+    credential, secret = await face.store.registry.create_credential(["demo"], ["admin"])
+    demo = await face.store.registry.application("demo")
+    assert demo is not None
+    header = basic(credential.id, secret)
+    anybody = face.admin.using(None)
+
+    await anybody.post(BASIC, b"", headers=header)
+    await anybody.get(f"{GROUPS}/", 401, headers=header)
+    await anybody.get(probe(demo.workspace_id), 401, headers=header)
+    await anybody.post(BASIC, b"", headers=header)
+
+
+async def test_a_deactivated_credential_is_refused_within_seconds(
+    face: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "RECHECK_SECONDS", 0.05)
+    credential, secret = await face.store.registry.create_credential(["demo"], ["events:write"])
+    header = basic(credential.id, secret)
+    await face.admin.using(None).post(BASIC, b"", headers=header)
+
+    await face.store.registry.deactivate_credential(credential.id)
+    await asyncio.sleep(0.06)
+
+    answer = await face.admin.using(None).post(BASIC, b"", 403, headers=header)
+    assert answer.body.detail == "The id or the secret of the credential is wrong."
+
+
+async def test_a_remembered_credential_is_known_without_waiting_and_the_memory_is_bounded(
+    face: Api,
+) -> None:
+    access = auth.Access(signing.Seal(None), remembered=2)
+    headers = []
+    for _ in range(3):
+        credential, secret = await face.store.registry.create_credential(["demo"], ["admin"])
+        headers.append(basic(credential.id, secret)["Authorization"])
+        assert access.known_credential(headers[-1]) is None
+        principal = await access.check_credential(headers[-1], face.store)
+        assert principal == access.known_credential(headers[-1])
+        assert access.known(headers[-1]) is None
+
+    assert [True, False, False] == [access.known_credential(each) is None for each in headers]
+    assert access.known_credential(None) is None
+
+
+async def test_a_caller_of_the_group_identity_face_learns_how_much_it_may(face: Api) -> None:
+    registry = face.store.registry
+    await registry.update_application("demo", requests_per_second=4)
+    credential, secret = await registry.create_credential(["demo"], ["admin"])
+    demo = await registry.application("demo")
+    assert demo is not None
+    token = await auth.mint(
+        registry,
+        applications=["demo"],
+        scopes=["admin"],
+        subject=credential.id,
+        credential=credential.id,
+    )
+    bearer, header = face.admin.using(token), basic(credential.id, secret)
+
+    # It is one caller, however it says who it is.
+    used = [await bearer.get(probe(demo.workspace_id))]
+    used += [await bearer.post(BASIC, b"", headers=header) for _ in range(2)]
+    percents = [int(each.headers["x-mp-rate-limit-percentage-used"]) for each in used]
+    assert percents == sorted(percents)
+    assert 1 <= percents[0] <= 25
+    assert percents[-1] <= 75
+    refused = [await bearer.call("POST", BASIC, b"", headers=header) for _ in range(12)][-1]
+
+    assert (429, "TOO_MANY_REQUESTS") == (refused.status, refused.body.error_code)
+    assert refused.headers["x-mp-rate-limit-exceeded"] == "workspace"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "x-mp-rate-limit-percentage-used" not in refused.headers
+    # The other face has the same limit, and no headers of mParticle's.
+    elsewhere = await bearer.call("GET", f"{GROUPS}/")
+    assert elsewhere.status == 429
+    assert not [name for name in elsewhere.headers if name.startswith("x-mp-")]
+    await registry.update_application("demo", requests_per_second=None)
+    unlimited = await bearer.get(probe(demo.workspace_id))
+    assert not [name for name in unlimited.headers if name.startswith("x-mp-")]

@@ -20,6 +20,7 @@ from service import __version__, cli, embedded, ids, keys, signing
 from service.config import Config
 from service.embedded import EmbeddedServer
 from service.store import Store
+from service.store_definitions import NewDefinition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +100,10 @@ def test_an_application_is_created_shown_changed_listed_and_deleted(belong):
         "anonymous_profiles": True,
         "anonymous_per_minute": 6000,
         "requests_per_second": None,
+        "grouping": "realtime",
+        "definitions_per_workspace": 1,
+        "attributes_per_definition": 10,
+        "users_per_group": 10,
     }
     assert len(created_at) == len("2026-01-02T03:04:05.678901Z")
     changes = ("--name", "Store", "--profiles", "registered", "--groups-per-profile", "20")
@@ -128,13 +133,41 @@ def test_limits_of_an_application_are_set_and_taken_away(belong, shop):
         None,
     )
     text = belong("app", "show", "shop").stdout
-    assert "anonymous_profiles    on\n" in text
-    assert "requests_per_second   none\n" in text
+    assert "anonymous_profiles         on\n" in text
+    assert "requests_per_second        none\n" in text
+
+
+def test_settings_of_groups_are_followed_by_the_rules_at_once(belong, shop, data_dir):
+    new = NewDefinition(id="household", source_user_attribute="$address")
+
+    async def limits() -> tuple[int, bool]:
+        store = await Store.open(str(embedded.find(data_dir)))
+        application = await store.registry.application("shop")
+        assert application is not None
+        if not await store.definitions.list_definitions(application):
+            await store.definitions.create_definition(application, new, "tests")
+        rules = await store.definitions.reload(application.production)
+        await store.close()
+        return rules.limit, rules.weekly
+
+    assert asyncio.run(limits()) == (10, False)
+    given = ("--users-per-group", "3", "--grouping", "weekly")
+    many = ("--definitions-per-workspace", "5", "--attributes-per-definition", "20")
+    changed = printed(belong("app", "update", "shop", *given, *many, "--json"))
+    assert [changed[name] for name in ("users_per_group", "grouping")] == [3, "weekly"]
+    assert changed["definitions_per_workspace"] == 5
+    assert changed["attributes_per_definition"] == 20
+    assert asyncio.run(limits()) == (3, True)
+    refused = belong("app", "update", "shop", "--users-per-group", "1001", code=1)
+    assert "users_per_group" in complaint(refused)
 
 
 def test_without_json_the_same_is_text_for_people(belong, shop):
     lines = belong("app", "show", "shop").stdout.splitlines()
-    assert lines[:2] == ["client_id             shop", "workspace_id          7"]
+    assert lines[:2] == [
+        "client_id                  shop",
+        "workspace_id               7",
+    ]
     header, row = belong("app", "list").stdout.splitlines()
     assert header.split()[:2] == ["client_id", "workspace_id"]
     assert row.split()[:2] == ["shop", "7"]

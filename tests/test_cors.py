@@ -7,7 +7,7 @@ import pytest
 
 from service.app import ROUTES, operations
 from service.cors import PREFIX
-from tests.client import DEMO, GROUPS, P1, Api, Client
+from tests.client import DEMO, GROUPS, Api, Client, filled
 
 ORIGIN = {"Origin": "https://shop.example"}
 SHARED = {
@@ -21,7 +21,7 @@ def cors(headers: dict[str, str]) -> dict[str, str]:
 
 
 def path_of(template: str) -> str:
-    return template.format_map({"cid": "demo", "gid": "g", "pid": P1, "id": P1, "file": "x"})
+    return filled(template, gid="g", file="x")
 
 
 API_PATHS = [path for path, _ in ROUTES if path.startswith(PREFIX)]

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
+import falcon
+import falcon.testing
+import msgspec
 import pytest
 
-from service import endpoint
-from service.endpoint import BODY_LIMIT_BYTES, DISCARD_LIMIT_BYTES, stepwise, timestamp
-from tests.client import DEMO, GROUPS, P1, Api, Client
+from service import app
+from service import endpoint as endpoint_module
+from service.config import Config
+from service.endpoint import (
+    BODY_LIMIT_BYTES,
+    DISCARD_LIMIT_BYTES,
+    Request,
+    Resource,
+    endpoint,
+    stepwise,
+    timestamp,
+)
+from service.errors import Unprocessable
+from tests.client import DEMO, GROUPS, P1, Api, Client, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from service.admission import TenantCall
+    from tests.backings import Server
 
 LONG = "x" * 256
 GROUP = {"name": "n"}
@@ -282,7 +301,7 @@ async def test_a_body_that_is_refused_is_read_so_that_the_client_can_read_the_an
 async def test_a_refused_body_that_never_comes_is_not_waited_for_long(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "DISCARD_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint_module, "DISCARD_SECONDS", 0.05)
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b" "
@@ -380,7 +399,182 @@ async def asgi(
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 8000),
     }
-    app: Callable[..., Awaitable[None]] = api.conductor.app
-    await app(scope, receive, send)
+    application: Callable[..., Awaitable[None]] = api.conductor.app
+    await application(scope, receive, send)
     content = b"".join(event.get("body", b"") for event in sent[1:])
     return sent[0]["status"], json.loads(content)
+
+
+# --- the Group Identity face
+
+
+class Rule(msgspec.Struct):
+    """What the probe below reads. More members are fine."""
+
+    name: str
+
+
+class Choice(msgspec.Struct):
+    """Its query parameters."""
+
+    size: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class Ruled(Resource):
+    """A route of which it is known what it does."""
+
+    @endpoint("definitions:write", body=Rule, query=Choice, status=HTTPStatus.ACCEPTED)
+    async def on_post(self, call: TenantCall, body: Rule, query: Choice) -> None:
+        """Do nothing, or break in the way that the name says."""
+        if body.name == "rule":
+            raise Unprocessable("The name is a rule.")
+        if body.name == "bug":
+            raise ZeroDivisionError
+        call.response.set_header("X-Size", str(query.size))
+
+    @endpoint("definitions:read")
+    async def on_get(self, call: TenantCall) -> bytes:
+        """Say which path it was reached by."""
+        return msgspec.json.encode(call.request.path)
+
+
+RULED = "/platform/workspaces/1/ruled"
+
+
+@pytest.fixture
+async def ruled(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    """An API with the route of `Ruled`, too."""
+    route = ("/platform/workspaces/{ws}/ruled", Ruled)
+    monkeypatch.setattr(app, "ROUTES", (*app.ROUTES, route))
+    async with opened(valkey.url) as made:
+        yield made
+
+
+async def test_what_breaks_a_rule_is_422_and_what_is_malformed_400(ruled: Api) -> None:
+    for body, status, code, expected in (
+        ({"name": "rule"}, 422, "VALIDATION_ERROR", "The name is a rule."),
+        ({"name": 1}, 400, "BAD_REQUEST", "Expected `str`, got `int` - at `$.name`"),
+        ({}, 400, "BAD_REQUEST", "Object missing required field `name`"),
+        (b"", 400, "BAD_REQUEST", "A JSON body is required, and this one is empty."),
+        (b'{"name":NaN}', 400, "BAD_REQUEST", "The body is not JSON: invalid character (byte 8)."),
+        (b'{"name":"\xff"}', 400, "BAD_REQUEST", "The body is not valid UTF-8."),
+    ):
+        answer = await ruled.admin.post(RULED, body, status)
+        assert (code, expected) == (answer.body.error_code, answer.body.detail)
+
+
+async def test_accepted_is_202_without_a_body_and_unknown_names_are_passed_over(
+    ruled: Api,
+) -> None:
+    body = {"name": "fine", "colour": "red"}
+    answer = await ruled.admin.post(f"{RULED}?size=3&accountId=1&size2=x&&=", body, 202)
+
+    assert (b"", "0", "3") == (
+        answer.content,
+        answer.headers["content-length"],
+        answer.headers["x-size"],
+    )
+    # But what is known has to fit.
+    for query in ("size=0", "size=1&size=2", "size=%ff", "%ff=1"):
+        await ruled.admin.post(f"{RULED}?{query}", body, 400)
+    # On the other face nobody may count on what it would do.
+    await ruled.admin.get(f"{GROUPS}/none/?accountId=1", 400)
+    await ruled.admin.get(f"{RULED}?accountId=1")
+
+
+async def test_whatever_is_refused_has_the_shape_of_the_group_identity_face(ruled: Api) -> None:
+    coded = {"Content-Encoding": "gzip"}
+    admin, long = ruled.admin, b" " * (BODY_LIMIT_BYTES + 1)
+    for answer, code, expected in (
+        (await admin.get("/platform/nothing", 404), "NOT_FOUND", "Not found."),
+        (await admin.get("/v2", 404), "NOT_FOUND", "Not found."),
+        (await admin.get("/v1/nothing/here", 404), "NOT_FOUND", "Not found."),
+        (await admin.get("/userprofile/v1/1/2/3", 404), "NOT_FOUND", "Not found."),
+        (await admin.get("/platform/workspaces//ruled", 404), "NOT_FOUND", "Not found."),
+        (
+            await admin.call("PATCH", RULED, status=405),
+            "METHOD_NOT_ALLOWED",
+            'Method "PATCH" not allowed.',
+        ),
+        (
+            await admin.post(RULED, {"name": "n"}, 415, headers=coded),
+            "UNSUPPORTED_MEDIA_TYPE",
+            "Bodies are taken as they are: send them without Content-Encoding.",
+        ),
+        (
+            await admin.post(RULED, long, 413),
+            "PAYLOAD_TOO_LARGE",
+            "The body may have 8388608 bytes (8 MiB) at most.",
+        ),
+        (
+            await admin.get("/platform/workspaces/%ff/ruled", 400),
+            "BAD_REQUEST",
+            "The path is not valid UTF-8.",
+        ),
+    ):
+        assert (code, expected) == (answer.body.error_code, answer.body.detail)
+    refused = await admin.call("PATCH", RULED, status=405)
+    assert "GET, POST, OPTIONS, HEAD" == refused.headers["allow"]
+
+
+async def test_a_bug_is_a_500_in_the_shape_of_the_face(
+    ruled: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await ruled.admin.post(RULED, {"name": "bug"}, 500)
+
+    assert answer.body.error_code == "INTERNAL"
+    assert answer.headers["x-request-id"] in answer.body.detail
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_store_that_is_not_there_is_a_503_in_the_shape_of_the_face(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "ROUTES", (("/platform/workspaces/{ws}/ruled", Ruled),))
+    # Not entered, so that the store is never opened.
+    unopened = falcon.testing.ASGIConductor(app.create_app(Config(redis_url=valkey.url)))
+    answer = await unopened.simulate_get(RULED, headers={"Authorization": "Bearer x"})
+
+    problem = {"code": "SERVICE_UNAVAILABLE", "message": "The store has not answered yet."}
+    assert {"statusCode": 503, "errors": [problem]} == answer.json
+    assert "1" == answer.headers["retry-after"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v2//events", "/v2/events"),
+        ("//events/", "/events"),
+        ("//v2//bulkevents/historical", "/v2/bulkevents/historical"),
+        ("/v2///bulkevents", "/v2/bulkevents"),
+        ("/v2//eventsource", "/v2//eventsource"),
+        ("/v2//nothing", "/v2//nothing"),
+        ("/v2/bulkevents//historical", "/v2/bulkevents//historical"),
+        ("//healthz", "//healthz"),
+        ("/api/v1/applications//profile-groups", "/api/v1/applications//profile-groups"),
+        ("/v2//%65vents", "/v2/events"),
+        ("/v2/%2Fevents", "/v2/\udc2fevents"),
+    ],
+)
+def test_a_host_that_ends_in_a_slash_reaches_what_it_was_meant_to(path: str, expected: str) -> None:
+    """mParticle's SDKs append `/events` to the host that they were given."""
+    scope = falcon.testing.create_scope(path=unquote(path)) | {"raw_path": path.encode()}
+    options = falcon.RequestOptions()
+    options.strip_url_path_trailing_slash = True
+
+    assert expected == Request(scope, nothing_comes, options=options).path
+
+
+async def nothing_comes() -> None:
+    raise AssertionError
+
+
+async def test_pages_of_other_origins_get_nothing_of_the_group_identity_face(ruled: Api) -> None:
+    origin = {"Origin": "https://page.test"}
+    for path in (RULED, "/platform/nothing", "/v2/events"):
+        for method in ("GET", "OPTIONS"):
+            answer = await ruled.conductor.simulate_request(
+                method, path, headers=origin | {"Authorization": f"Bearer {ruled.admin.token}"}
+            )
+            found = [name for name in answer.headers if name.startswith("access-control-")]
+            assert [] == found

@@ -16,10 +16,12 @@ import openapi_schema_validator
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from service import openapi
+from service import auth, examples_identity, openapi
 from service.app import create_app, operations
 from service.config import Config
-from service.examples import ADMIN, EXAMPLES, ORIGIN, REFUSALS, Example
+from service.examples import ADMIN, ORIGIN, REFUSALS, Example
+from service.faces import IDENTITY_CODES, is_identity
+from service.openapi import EXAMPLES
 from service.registry import SCOPES
 from tests.client import GROUPS, HOST, P2, Api
 from tests.serving import ROOT
@@ -40,12 +42,15 @@ SHARED = DOCUMENT["components"]["responses"]
 BY_NAME = {each["operationId"]: each for each in OPERATIONS.values()}
 VARIES = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-    r"|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+    r"|\b[0-9a-f]{32}\b"
+    r"|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3,6}Z"
     r"|(?<=cursor=)[\w-]+"
     r"|(?<=Profile )[0-9a-f]{8}$"
     r"|^eyJ[\w.-]+$"
 )
 """What is another one at every playing of the examples: ids, times, cursors, tokens."""
+FROM = 10**12
+"""And numbers from here on: mpids, and times in milliseconds."""
 
 
 def test_the_document_is_valid_openapi() -> None:
@@ -162,6 +167,61 @@ def test_every_answer_that_asks_to_wait_or_to_authenticate_has_the_header() -> N
             assert ("WWW-Authenticate" in headers) == (status == "401"), status
 
 
+def test_errors_have_the_shape_of_the_face_that_the_path_belongs_to() -> None:
+    for (_, path), operation in OPERATIONS.items():
+        for status, response in operation["responses"].items():
+            name = response.get("$ref", "").rpartition("/")[2]
+            whole = SHARED[name] if name else response
+            if int(status) >= 400 and path != "/oauth/token":
+                schema = whole["content"]["application/json"]["schema"]["$ref"]
+                assert is_identity(path) == schema.endswith("/Problems"), (path, status)
+                assert path.startswith("/api/") <= schema.endswith("/Refusal"), (path, status)
+
+
+def test_what_tells_of_limits_and_jobs_stands_where_it_is_sent() -> None:
+    for (method, path), operation in OPERATIONS.items():
+        for status, response in operation["responses"].items():
+            name = response.get("$ref", "").rpartition("/")[2]
+            headers = (SHARED[name] if name else response).get("headers", {})
+            identity = is_identity(path)
+            used, exceeded = (f"X-mp-rate-limit-{each}" for each in ("percentage-used", "exceeded"))
+            assert (identity and int(status) < 300) == (used in headers), (path, status)
+            assert (identity and status == "429") == (exceeded in headers), (path, status)
+            changes = method in ("POST", "PUT", "DELETE") and operation["tags"] == ["Definitions"]
+            assert (changes and int(status) < 300) == ("X-Belong-Job" in headers), (path, status)
+
+
+def test_events_may_be_sent_with_a_credential_or_with_a_token() -> None:
+    assert [
+        {"oauth2": ["events:write"]},
+        {"token": ["events:write"]},
+        {"basic": ["events:write"]},
+    ] == BY_NAME["upload_events"]["security"]
+    with_basic = {name for name, each in BY_NAME.items() if {"basic": []} in each["security"]}
+    assert {"create_token"} == with_basic
+
+
+def test_no_operation_of_the_group_identity_face_asks_for_a_client_id() -> None:
+    for (_, path), operation in OPERATIONS.items():
+        names = {each.get("name") for each in operation["parameters"]}
+        assert not (is_identity(path) and "client_id" in names), path
+    assert ["integer", "integer"] == [
+        each["schema"]["type"]
+        for each in BY_NAME["get_user"]["parameters"]
+        if each.get("name") in ("ws", "mpid")
+    ]
+
+
+def test_what_has_to_be_given_is_required_though_its_struct_has_a_default() -> None:
+    [fields] = [each for each in BY_NAME["get_user"]["parameters"] if each.get("name") == "fields"]
+    assert fields["required"]
+    assert "default" not in fields["schema"]
+    schemas = DOCUMENT["components"]["schemas"]
+    assert {"$ref": "#/components/schemas/Identity"} == (
+        schemas["ResolveBody"]["properties"]["identity"]
+    )
+
+
 def test_a_created_group_links_to_what_can_be_done_with_it() -> None:
     links = BY_NAME["create_group"]["responses"]["201"]["links"]
     assert {
@@ -223,8 +283,40 @@ async def test_what_is_said_with_the_common_statuses_is_what_the_document_shows(
     bodies = {each.status: each.plain for each in answers} | {503: unavailable.json}
     assert bodies.keys() == REFUSALS.keys()
     for status, body in bodies.items():
-        shown = SHARED[HTTPStatus(status).phrase.replace(" ", "")]["content"]["application/json"]
-        assert shown["example"] == body
+        assert body == shown(HTTPStatus(status).phrase.replace(" ", ""))
+
+
+async def test_what_the_group_identity_face_says_with_them_is_what_the_document_shows(
+    api: Api, valkey: backings.Server
+) -> None:
+    other = await api.store.registry.create_application("slow")
+    await api.store.registry.update_application("slow", requests_per_second=1)
+    slow = await api.client("admin", applications=("slow",))
+    path, theirs = (f"/platform/workspaces/{ws}/groups" for ws in (1, other.workspace_id))
+    new, coded = {"id": "household", "source_user_attribute": "$address"}, {"Content-Encoding": "x"}
+    await api.admin.post(path, new)
+    answers = [
+        await api.admin.post(path, b"", 400),
+        await api.admin.using(None).get(path, 401),
+        await api.admin.get(theirs, 403),
+        await api.admin.get(f"{path}/family", 404),
+        await api.admin.post(path, b" " * (8 * 1024 * 1024 + 1), 413),
+        await api.admin.post(path, new, 415, headers=coded),
+        await api.admin.post(path, new, 422),
+        *[await slow.call("GET", theirs) for _ in range(2)][1:],
+    ]
+    unopened = falcon.testing.ASGIConductor(create_app(Config(redis_url=valkey.url)))
+    unavailable = await unopened.simulate_get(path)
+
+    bodies = {each.status: each.plain for each in answers} | {503: unavailable.json}
+    assert bodies.keys() == examples_identity.REFUSALS.keys()
+    for status, body in bodies.items():
+        name = IDENTITY_CODES[HTTPStatus(status)].title().replace("_", "")
+        assert body == shown(f"Identity{name}")
+
+
+def shown(response: str) -> object:
+    return SHARED[response]["content"]["application/json"]["example"]
 
 
 async def test_the_document_names_the_server_as_the_client_does(api: Api) -> None:
@@ -261,11 +353,18 @@ async def test_the_examples_are_answered_as_they_say(api: Api) -> None:
     credential, secret = await api.store.registry.create_credential(
         applications=["demo"], scopes=["groups:read", "members:read"]
     )
+    admin = await auth.mint(
+        api.store.registry,
+        applications=["demo"],
+        scopes=["admin"],
+        subject=credential.id,
+        credential=credential.id,
+    )
     form = next(each.body for each in EXAMPLES if each.operation == "create_token")
     story = Story(
         {
             ORIGIN: HOST,
-            ADMIN: api.admin.token or "",
+            ADMIN: admin,
             form["client_id"]: credential.id,
             form["client_secret"]: secret,
             P2: P2,
@@ -334,6 +433,9 @@ class Story:
             for mine, theirs in zip(VARIES.findall(told), VARIES.findall(real), strict=True):
                 assert self._known.setdefault(mine, theirs) == theirs, where
             assert self.real(told) == real, where
+        elif isinstance(told, int) and told > FROM:
+            assert isinstance(real, int), where
+            assert self._known.setdefault(str(told), str(real)) == str(real), where
         else:
             assert told == real, where
 

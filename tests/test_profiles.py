@@ -11,8 +11,13 @@ import pytest
 
 from service import auth, profiles, signing
 from service.config import Config
+from service.errors import Unavailable
+from service.grouping import GroupAttribute
+from service.store import Store
+from service.store_definitions import DefinitionChanges, NewDefinition
 from service.store_records import ProfileChanges
 from service.verify import verify
+from service.worker import work
 from tests.client import DEMO, GROUPS, HOST, P1, Api, Client, opened
 
 if TYPE_CHECKING:
@@ -823,3 +828,201 @@ async def test_each_operation_is_one_round_trip(
 
     get, update = "get_profile", "update_profile"
     assert ["create_profile", get, update, get, update] == sent
+
+
+# --- what is inherited
+
+
+AT_HOME = {"$address": "1 Main"}
+
+
+async def define(
+    api: Api, *shares: tuple[str, str], named: str = "household", source: str = "$address"
+) -> None:
+    """Make users with one address a group that shares these: name, and how."""
+    new = NewDefinition(
+        id=named,
+        source_user_attribute=source,
+        attributes=tuple(GroupAttribute(name, kind) for name, kind in shares),
+    )
+    await api.store.definitions.create_definition(await demo(api), new, "test")
+
+
+async def test_what_one_writes_all_of_the_group_inherit_when_it_is_answered(
+    api: Api, admin: Client
+) -> None:
+    await define(api, ("has_dog", "boolean_or"))
+    john, at_first = await born(admin, attributes=listed(**AT_HOME, has_dog="true"))
+    made = (await admin.post(PROFILE, {"attributes": listed(**AT_HOME)}, 201)).body
+    jane = john.using(made.access_token)
+
+    assert {**AT_HOME, "household:has_dog": "true"} == {a.key: a.value for a in made.attributes}
+    for client in (john, jane):
+        assert shown(await client.get(PROFILE))["household:has_dog"] == "true"
+    changed = await admin.patch(one(at_first), {"attributes": listed(**AT_HOME, has_dog="no")})
+    assert {**AT_HOME, "has_dog": "no", "household:has_dog": "false"} == shown(changed)
+    assert {**AT_HOME, "household:has_dog": "false"} == shown(await jane.get(PROFILE))
+    # Who moves away inherits of those who live there.
+    away = await admin.patch(one(made.id), {"attributes": listed(**{"$address": "9 Oak"})})
+    assert {"$address": "9 Oak", "household:has_dog": "false"} == shown(away)
+    assert {} == shown(await admin.patch(one(made.id), {"attributes": []}))
+
+
+async def test_who_erases_a_profile_is_told_of_its_groups_and_the_others_have_what_follows(
+    api: Api, admin: Client
+) -> None:
+    await define(api, ("points", "sum"))
+    _, goes = await born(admin, attributes=listed(**AT_HOME, points="7"))
+    _, stays = await born(admin, attributes=listed(**AT_HOME, points="1"))
+    assert shown(await admin.get(one(stays)))["household:points"] == "8"
+
+    answer = await admin.delete(one(goes), status=200)
+
+    assert (2, 1) == (answer.body.attributes, answer.body.instances)
+    assert shown(await admin.get(one(stays)))["household:points"] == "1"
+
+
+async def test_what_was_read_can_be_sent_back(api: Api, admin: Client) -> None:
+    long = [f"{n}" + "x" * 511 for n in range(10)]
+    before = {"household:has_dog": "mine", "household:tags": "mine", **AT_HOME, "tags": long[0]}
+    _, profile_id = await born(admin, attributes=listed(**before))
+    await define(api, ("has_dog", "boolean_or"), ("tags", "unique_list"))
+    for tags in long[1:]:
+        await born(admin, attributes=listed(**AT_HOME, tags=tags))
+    env, id16 = await demo_env(api), uuid.UUID(profile_id).bytes
+    await api.store.derivation.derive_profiles(env, [env.mixer.mix(id16)])
+    read = await admin.get(one(profile_id))
+    assert (json.dumps(long, separators=(",", ":")), "false") == (
+        shown(read)["household:tags"],
+        shown(read)["household:has_dog"],
+    )
+    kept = await api.store.records.get_profile(env, id16)
+
+    written = await admin.patch(one(profile_id), read_back(read.plain) | {"custom_id": "c"})
+
+    assert read.plain["attributes"] == written.plain["attributes"]
+    again = await api.store.records.get_profile(env, id16)
+    assert (kept.attributes, kept.seq) == (again.attributes, again.seq)
+    counted = api.conductor.app.counters.snapshot().counters  # type: ignore[attr-defined]
+    assert 2 == counted["belong_profile_dropped_attributes_total"]
+
+
+async def test_nobody_writes_what_is_inherited(api: Api, admin: Client) -> None:
+    await define(api, ("has_dog", "boolean_or"))
+    forged = listed(**AT_HOME, **{"household:has_dog": "true", "household:cat": "true"})
+    _, profile_id = await born(admin, attributes=forged)
+
+    expected = {**AT_HOME, "household:has_dog": "false"}
+    assert expected == shown(await admin.get(one(profile_id)))
+    assert expected == shown(await admin.patch(one(profile_id), {"attributes": forged}))
+
+
+async def test_a_definition_that_is_deleted_or_changed_elsewhere_shows_at_once(
+    api: Api, admin: Client, valkey: backings.Server
+) -> None:
+    await define(api, ("points", "sum"), ("has_dog", "boolean_or"))
+    own, _ = await born(admin, attributes=listed(**AT_HOME, points="7", has_dog="true"))
+    inherits = {"household:points": "7", "household:has_dog": "true"}
+    kept = {**AT_HOME, "points": "7", "has_dog": "true"}
+    assert kept | inherits == shown(await own.get(PROFILE))
+    elsewhere = await Store.open(valkey.url)
+    try:
+        application = await demo(api)
+        changes = DefinitionChanges(attributes=(GroupAttribute("points", "min"),))
+        await elsewhere.definitions.update_definition(application, "household", changes, "test")
+        assert kept == shown(await own.get(PROFILE))
+        await work(elsewhere, grace_us=0)
+        assert kept | {"household:points": "7"} == shown(await own.get(PROFILE))
+        await elsewhere.definitions.delete_definition(application, "household")
+        assert kept == shown(await own.get(PROFILE))
+        await work(elsewhere, grace_us=0)
+    finally:
+        await elsewhere.close()
+    assert kept == shown(await own.get(PROFILE))
+
+
+async def test_reserved_names_are_one_in_any_case(api: Api, admin: Client) -> None:
+    await define(api, ("$City", "latest"), source="$Address")
+    _, profile_id = await born(admin, attributes=listed(**{"$ADDRESS": "1", "$city": "x"}))
+    for names in (("$address", "$Address"), ("$CITY", "$city")):
+        twice = await admin.patch(
+            one(profile_id), {"attributes": [{"key": name, "value": "1"} for name in names]}, 400
+        )
+        assert "given twice - at `$.attributes[1]`" in twice.body["attributes"][0]
+
+    assert {"$address": "1", "$city": "x", "household:$City": "x"} == shown(
+        await admin.get(one(profile_id))
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [("v" * 4097, "a value has at most 4,096 characters"), ("\0", "NUL characters")],
+)
+async def test_a_colon_in_a_name_does_not_make_it_inherited(
+    admin: Client, value: str, sentence: str
+) -> None:
+    _, profile_id = await born(admin, attributes=listed(**{"a:b": "v" * 4096}))
+    for method, path in (("POST", PROFILE), ("PATCH", one(profile_id))):
+        answer = await admin.call(method, path, {"attributes": listed(**{"a:b": value})})
+        assert (400, True) == (answer.status, sentence in answer.body["attributes"][0])
+    many = {"attributes": listed(**{f"a:{n}": "" for n in range(201)}), "custom_id": "c"}
+    assert 400 == (await admin.call("PATCH", one(profile_id), many)).status
+    assert (await admin.get(one(profile_id))).body.custom_id is None
+
+
+async def test_what_cannot_follow_now_is_503_and_follows_later(
+    api: Api, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await define(api, ("points", "sum"))
+    _, profile_id = await born(admin, attributes=listed(**AT_HOME, points="1"))
+    _, other = await born(admin, attributes=listed(**AT_HOME))
+
+    async def gone(*_arguments: Any, **_options: Any) -> None:
+        raise Unavailable("gone")
+
+    wanted = {"attributes": listed(**AT_HOME, points="2")}
+    with monkeypatch.context() as patched:
+        patched.setattr(api.store.derivation, "derive_profiles", gone)
+        await admin.patch(one(profile_id), wanted, 503)
+        assert shown(await admin.get(one(profile_id)))["points"] == "2"
+    # Who repeats it has it follow, though nothing changes any more.
+    assert shown(await admin.patch(one(profile_id), wanted))["household:points"] == "2"
+    assert shown(await admin.get(one(other)))["household:points"] == "2"
+
+
+async def test_a_profile_that_is_erased_while_it_is_followed_was_written_all_the_same(
+    api: Api, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await define(api, ("points", "sum"))
+    _, profile_id = await born(admin, attributes=listed(a="1"))
+    env, id16 = await demo_env(api), uuid.UUID(profile_id).bytes
+    derive = api.store.derivation.derive_profiles
+
+    async def erased_meanwhile(*arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        await api.store.profiles.erase_profile(env, id16)
+        await derive(*arguments, **options)
+
+    monkeypatch.setattr(api.store.derivation, "derive_profiles", erased_meanwhile)
+    answer = await admin.patch(one(profile_id), {"attributes": listed(**AT_HOME)})
+
+    assert AT_HOME == shown(answer)
+    await admin.get(one(profile_id), 404)
+
+
+async def test_members_of_a_household_who_write_at_once_all_inherit_the_same(
+    api: Api, admin: Client
+) -> None:
+    await define(api, ("points", "sum"))
+    people = [(await born(admin, attributes=listed(**AT_HOME)))[1] for _ in range(5)]
+    for n in range(10):
+        await asyncio.gather(
+            *(
+                admin.patch(one(each), {"attributes": listed(**AT_HOME, points=f"{n + k}")})
+                for k, each in enumerate(people)
+            )
+        )
+        total = str(sum(n + k for k in range(5)))
+        for each in people:
+            assert shown(await admin.get(one(each)))["household:points"] == total

@@ -69,16 +69,42 @@ def shell(snippet, environment):
     return found
 
 
+def snippets(language, base):
+    """Give the README's snippets of a language, for this server."""
+    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [
+        each.replace("127.0.0.1:8000", base).replace(".venv/bin/belong", BELONG) for each in found
+    ]
+
+
 def test_the_three_questions_are_answered_as_the_readme_says(served):
     environment, base, _ = served
-    [snippet] = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    snippet = snippet.replace("127.0.0.1:8000", base).replace(".venv/bin/belong", BELONG)
+    snippet, *_ = snippets("sh", base)
     group, added, check, groups, members = shell(snippet, environment)
     assert (group["custom_id"], group["profile_count"]) == ("gold", 0)
     assert added["successfully_added"] == ["alice", "bob"]
     assert check == {"results": [True, False]}
     assert [row["group_id"] for row in groups["results"]] == [group["id"]]
     assert sorted(row["custom_id"] for row in members["results"]) == ["alice", "bob"]
+
+
+def test_john_and_jane_have_a_dog_and_bob_has_none(served, tmp_path):
+    environment, base, _ = served
+    _, define, look = snippets("sh", base)
+    [upload] = snippets("python", base)
+    household = tmp_path / "household.py"
+    household.write_text(upload)
+    run = f"{shlex.quote(sys.executable)} {shlex.quote(str(household))}\n"
+    definition, john, jane, bob, instances = shell(f"{define}\n{run}\n{look}", environment)
+    assert ("household", "$address") == (definition["id"], definition["source_user_attribute"])
+    assert definition["created_by"].startswith("client_id:")
+    lives = {"$address": "123 Main St", "household:has_dog": "true"}
+    assert {**lives, "has_dog": "true"} == john["user_attributes"]
+    assert lives == jane["user_attributes"]
+    assert bob["user_attributes"] == {"$address": "9 Oak Ave", "household:has_dog": "false"}
+    [instance] = instances["results"]
+    assert (2, {"has_dog": "true"}) == (instance["size"], instance["attributes"])
+    assert instance["explain"]["has_dog"]["from"]["mpid"] == john["mpid"]
 
 
 @pytest.mark.node

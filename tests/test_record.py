@@ -13,7 +13,7 @@ from typing import Any
 import falcon.testing
 import pytest
 
-from service import auth, config, record
+from service import auth, config, faces
 from service.app import create_app
 from service.config import Config
 from service.counters import Counters
@@ -297,4 +297,4 @@ async def test_what_is_refused_before_there_is_a_request_is_counted_and_logged(l
 
 
 def test_the_body_of_a_failure_is_that_of_any_error():
-    assert {"detail", "error_code"} == set(json.loads(record.failure_body("x")))
+    assert {"detail", "error_code"} == set(json.loads(faces.failure_body("/", "x")))

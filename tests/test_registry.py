@@ -501,3 +501,23 @@ async def test_a_full_store_can_be_opened_and_a_credential_deactivated_in_it():
     await store.close()
     server.stop()
     assert not held.active
+
+
+async def test_an_application_is_found_by_its_workspace_among_those_that_are_asked_for(
+    store, second, monkeypatch
+):
+    monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.01)
+    one = await store.registry.create_application("one", workspace_id=41)
+    await store.registry.create_application("two", workspace_id=42)
+    mine = frozenset({"one"})
+
+    assert "one" == (await store.registry.application_of(41, mine)).client_id
+    for workspace in (42, 43):
+        assert None is await store.registry.application_of(workspace, mine)
+        assert None is await store.registry.application_of(workspace, frozenset())
+    three = await second.registry.create_application("three")
+    found = await store.registry.application_of(three.workspace_id, frozenset({"one", "three"}))
+    assert "three" == found.client_id
+    await second.registry.delete_application("one")
+    await store.registry.list_applications()
+    assert None is await store.registry.application_of(one.workspace_id, mine)

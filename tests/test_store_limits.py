@@ -45,8 +45,8 @@ async def passed(times, store, env, caller="caller", per_second=0.1, burst=5):
     """How many of so many calls at once are let through."""
     calls = (store.limits.take(env, caller, per_second, burst) for _ in range(times))
     results = await asyncio.gather(*calls, return_exceptions=True)
-    assert [] == [each for each in results if not isinstance(each, TooManyRequests | None)]
-    return results.count(None)
+    assert [] == [each for each in results if not isinstance(each, TooManyRequests | int)]
+    return len([each for each in results if isinstance(each, int)])
 
 
 async def test_of_many_calls_at_once_exactly_the_burst_passes(store, second, env, clock):
@@ -97,6 +97,16 @@ async def test_who_is_refused_is_told_whole_seconds_after_which_it_succeeds(
     assert isinstance(refusal.value.retry_after_seconds, int)
     clock.forward(seconds)
     await store.limits.take(env, "caller", per_second, burst)
+
+
+async def test_who_passes_is_told_how_much_is_used_in_percent_rounded_up(store, env, clock):
+    assert [34, 67, 100] == [await store.limits.take(env, "caller", 0.1, 3) for _ in range(3)]
+    clock.forward(15)
+    assert 84 == await store.limits.take(env, "caller", 0.1, 3)
+    clock.forward(3600)
+    assert 34 == await store.limits.take(env, "caller", 0.1, 3)
+    assert 1 == await store.limits.take(env, "another", 1000.0, 1000)
+    assert 100 == await store.limits.take(env, "third", 0.1, 1)
 
 
 async def test_refusals_do_not_prolong_the_wait(store, env, clock):
@@ -178,6 +188,7 @@ async def test_a_full_store_counts_no_more_but_each_process_does(clock):
         assert 5 == await passed(9, store, env)
         clock.forward(10)
         assert 1 == await passed(9, store, env)
+        assert [50, 100] == [await store.limits.take(env, "third", 0.1, 2) for _ in range(2)]
         assert 5 == await passed(9, store, env, "another")
         assert 0 == server.ask("EXISTS", keys.allowance(env.directory, "another"))
         server.ask("CONFIG", "SET", "maxmemory", "0")

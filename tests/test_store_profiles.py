@@ -11,14 +11,18 @@ import random
 import re
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service import keys, scripts, store_profiles
 from service.errors import Conflict, Erasing, NotFound, Unavailable
+from service.grouping import GroupAttribute
 from service.groups import NewGroup
 from service.ids import head, new
+from service.store_definitions import NewDefinition
 from service.store_profiles import Erased
+from service.store_records import NewProfile, ProfileChanges
 from service.worker import work
 
 ROUNDS = 200
@@ -438,3 +442,198 @@ async def test_an_identity_reserved_again_while_it_is_confirmed_is_settled_all_t
     monkeypatch.setattr(store.profiles, "_confirm", overtaken)
     await store.profiles.add_identity(env, profile, "email", "x")
     assert await store.profiles.resolve_identities(env, "email", ["x"], create=False) == [profile]
+
+
+# --- those who share a group
+
+
+ADDRESS = {"$address": b'"1 Main"'}
+
+
+async def define(store, application):
+    new = NewDefinition(
+        id="household",
+        source_user_attribute="$address",
+        attributes=(GroupAttribute("points", "sum"),),
+    )
+    await store.definitions.create_definition(application, new, "test")
+
+
+async def living(store, env, count, **fields):
+    """Profiles at one address, each with a point; what follows has followed."""
+    new = NewProfile(attributes=ADDRESS | {"points": b'"1"'}, **fields)
+    made = [(await store.records.create_profile(env, new)).id for _ in range(count)]
+    await store.derivation.derive_profiles(env, [env.mixer.mix(each) for each in made])
+    return made
+
+
+async def inherited(store, env, profile):
+    return (await store.records.get_profile(env, profile)).inherited
+
+
+async def held_of(store, env, profile):
+    """The keys that are kept of a profile, but for what fences it."""
+    mixed = env.mixer.mix(profile)
+    return {
+        key
+        async for step in store.connection.scan()
+        for key in step
+        if mixed in key and b":fence:" not in key
+    }
+
+
+async def open_ends(store, env):
+    """How many profiles and instances there are from which something has yet to follow."""
+    zsets = [keys.key(tag, kind) for tag in env.partitions for kind in ("dirty", "stale")]
+    return sum([await store.connection.command(key, "ZCARD", key) for key in zsets])
+
+
+async def test_whoever_is_erased_leaves_the_groups_before_it_is_answered(store, application, env):
+    await define(store, application)
+    people = await living(store, env, 3)
+    assert {"household:points": "3"} == await inherited(store, env, people[0])
+
+    erased = await store.profiles.erase_profile(env, people[1])
+
+    assert Erased(attributes=2, instances=1) == erased
+    for each in (people[0], people[2]):
+        assert {"household:points": "2"} == await inherited(store, env, each)
+    assert set() == await held_of(store, env, people[1])
+    for left in (people[0], people[2]):
+        assert 1 == (await store.profiles.erase_profile(env, left)).instances
+        assert set() == await held_of(store, env, left)
+    assert 0 == await open_ends(store, env)
+
+
+async def test_who_comes_back_with_the_same_id_contributes_anew(store, application, env):
+    await define(store, application)
+    stays, comes = await living(store, env, 2)
+    await store.profiles.erase_profile(env, comes)
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    await store.members.add_members(env, group.number, comes)
+    changes = ProfileChanges(attributes=ADDRESS | {"points": b'"5"'})
+
+    await store.records.update_profile(env, comes, changes)
+    await store.derivation.derive_profiles(env, [env.mixer.mix(comes)])
+
+    for each in (stays, comes):
+        assert {"household:points": "6"} == await inherited(store, env, each)
+
+
+async def test_in_a_weekly_application_too_erasing_leaves_the_groups_at_once(
+    store, application, env
+):
+    await define(store, application)
+    stays, goes = await living(store, env, 2)
+    await store.registry.update_application("test", grouping="weekly")
+    await store.definitions.follow_settings("test")
+
+    assert 1 == (await store.profiles.erase_profile(env, goes)).instances
+
+    assert {"household:points": "1"} == await inherited(store, env, stays)
+
+
+async def test_what_a_definition_that_is_gone_grouped_is_taken_apart_by_erasing(
+    store, application, env
+):
+    await define(store, application)
+    stays, goes = await living(store, env, 2)
+    await store.definitions.delete_definition(application, "household")
+
+    assert 1 == (await store.profiles.erase_profile(env, goes)).instances
+
+    assert set() == await held_of(store, env, goes)
+    assert {} == await inherited(store, env, stays)
+    await work(store, grace_us=0)
+
+
+async def test_batches_that_were_remembered_of_a_profile_are_forgotten_with_it(store, env):
+    profile = (await store.records.create_profile(env, NewProfile())).id
+    mixed = env.mixer.mix(profile)
+    key = keys.of_profile(env.home(mixed), "requests", mixed)
+    await store.connection.command(key, "ZADD", key, 1, bytes(16))
+    await store.profiles.erase_profile(env, profile)
+    assert set() == await held_of(store, env, profile)
+
+
+@both_topologies
+async def test_a_profile_with_many_identities_and_a_group_is_erased_in_steps(
+    store, application, env, monkeypatch
+):
+    monkeypatch.setattr(store_profiles, "CHUNK", 3)
+    await define(store, application)
+    stays, goes = await living(store, env, 2)
+    for n in range(7):
+        await store.profiles.add_identity(env, goes, "other", str(n))
+    erased = await store.profiles.erase_profile(env, goes)
+    assert Erased(attributes=2, identities=7, instances=1) == erased
+    assert {"household:points": "1"} == await inherited(store, env, stays)
+
+
+@both_topologies
+async def test_what_cannot_follow_now_leaves_the_mark_and_the_worker_finishes(
+    store, application, env, monkeypatch
+):
+    await define(store, application)
+    stays, goes = await living(store, env, 2)
+
+    async def gone(*_arguments, **_options):
+        raise Unavailable("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.derivation, "derive_profiles", gone)
+        with pytest.raises(Unavailable, match="gone"):
+            await store.profiles.erase_profile(env, goes)
+    with pytest.raises(Erasing):
+        await store.records.get_profile(env, goes)
+
+    async def left_to_others(*_arguments, **_options):
+        pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.derivation, "derive_profiles", left_to_others)
+        with pytest.raises(Unavailable, match="too many others"):
+            await store.profiles.erase_profile(env, goes)
+    with pytest.raises(Erasing):
+        await store.records.get_profile(env, goes)
+    await work(store, grace_us=0)
+    assert set() == await held_of(store, env, goes)
+    assert {"household:points": "1"} == await inherited(store, env, stays)
+
+
+@both_topologies
+async def test_of_two_who_erase_a_profile_one_counts_its_groups_and_nothing_is_left(
+    store, second, application, env
+):
+    await define(store, application)
+    [stays] = await living(store, env, 1)
+    for n in range(20):
+        [goes] = await living(store, env, 1)
+        changes = ProfileChanges(attributes=ADDRESS | {"points": f'"{n}"'.encode()})
+        done: tuple[Any, ...] = await asyncio.gather(
+            store.profiles.erase_profile(env, goes),
+            second.profiles.erase_profile(env, goes),
+            second.records.update_profile(env, goes, changes),
+            return_exceptions=True,
+        )
+        erased = done[:2]
+        told = [each for each in erased if isinstance(each, Erased)]
+        assert all(isinstance(each, (Erased, NotFound)) for each in erased), erased
+        assert (2, 1) == (sum(e.attributes for e in told), sum(e.instances for e in told))
+        assert set() == await held_of(store, env, goes)
+        assert {"household:points": "1"} == await inherited(store, env, stays)
+
+
+@both_topologies
+async def test_members_that_are_erased_at_once_leave_nothing(store, second, application, env):
+    await define(store, application)
+    people = await living(store, env, 9)
+    await asyncio.gather(
+        *(
+            (store, second)[n % 2].profiles.erase_profile(env, each)
+            for n, each in enumerate(people[1:])
+        )
+    )
+    assert {"household:points": "1"} == await inherited(store, env, people[0])
+    for each in people[1:]:
+        assert set() == await held_of(store, env, each)

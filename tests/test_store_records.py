@@ -7,13 +7,16 @@ import contextlib
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from service import attributes, ids, keys, scripts, store_records
 from service.attributes import ProfileAttribute, value_of
-from service.errors import Conflict, Erasing, Invalid, NotFound, Unwritable
+from service.errors import Conflict, Erasing, Invalid, NotFound, Unavailable, Unwritable
+from service.grouping import GroupAttribute
 from service.groups import NewGroup
 from service.store import Store
+from service.store_definitions import NewDefinition
 from service.store_profiles import Erased
 from service.store_records import NewProfile, ProfileChanges
 from service.verify import verify
@@ -490,11 +493,31 @@ async def test_a_full_store_can_be_read_and_emptied_and_says_so():
         )
 
 
+async def test_a_full_store_lets_a_member_of_a_household_be_erased():
+    async with alone() as (server, store, env):
+        await define(store, await store.registry.application("test"), ("points", "sum"))
+        people = []
+        for _ in range(3):
+            given = having(**{"$address": "1 Main", "points": "1"})
+            made = await store.records.create_profile(env, NewProfile(attributes=given))
+            people.append(made.id)
+        mixed = [env.mixer.mix(each) for each in people]
+        await store.derivation.derive_profiles(env, mixed)
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        assert Erased(attributes=2, instances=1) == await store.profiles.erase_profile(
+            env, people[0]
+        )
+        for each in people[1:]:
+            read = await store.records.get_profile(env, each)
+            assert {"household:points": "2"} == read.inherited
+
+
 @pytest.mark.alone
 async def test_no_script_of_records_holds_the_server_up():
     slow_log = ("--slowlog-log-slower-than", "0", "--slowlog-max-len", "20000")
     async with alone(*slow_log) as (server, store, env):
         few = [f"x{n}" for n in range(attributes.MANY)]
+        await define(store, await store.registry.application("test"), ("2x199", "latest"))
         rounds = []
         for _ in range(6):
             made = await store.records.create_profile(
@@ -508,6 +531,7 @@ async def test_no_script_of_records_holds_the_server_up():
             for sha, us in script_times_us(server):
                 slowest[sha] = max(slowest.get(sha, 0), us)
             rounds.append(slowest)
+            await store.derivation.derive_profiles(env, [env.mixer.mix(made.id)])
         # In the first one the server was told the scripts.
         del rounds[0]
         names = ("create_profile", "update_profile", "get_profile")
@@ -515,3 +539,199 @@ async def test_no_script_of_records_holds_the_server_up():
         taken = {name: min(each[sha] for each in rounds) for name, sha in shas.items()}
         limit = 2_000 * slowness(server)
         assert {} == {name: us for name, us in taken.items() if us > limit}
+
+
+# --- attributes that definitions name
+
+
+async def define(store, application, *shares, named="household", source="$address"):
+    """Create a definition, in force in every partition."""
+    new = NewDefinition(
+        id=named,
+        source_user_attribute=source,
+        attributes=tuple(GroupAttribute(name, kind) for name, kind in shares),
+    )
+    await store.definitions.create_definition(application, new, "test")
+
+
+async def behind(store, env):
+    """The profiles that are noted as behind (mixed ids), in all partitions."""
+    found = set()
+    for tag in env.partitions:
+        key = keys.key(tag, "dirty")
+        found |= set(await store.connection.command(key, "ZRANGE", key, 0, -1))
+    return found
+
+
+async def test_reserved_names_are_stored_in_lower_case_whoever_writes_them(store, env):
+    made = await store.records.create_profile(
+        env, NewProfile(attributes={"$Address": b'"1"', "$age": b'"2"', "$Other": b'"3"'})
+    )
+    assert {"$address": "1", "$age": "2", "$Other": "3"} == texts(made)
+    changes = ProfileChanges(attributes={"$ADDRESS": b'"1"', "Address": b'"4"'})
+    changed = await store.records.update_profile(env, made.id, changes)
+    assert {"$address": "1", "Address": "4"} == texts(changed)
+    assert made.attributes[1].time_us == changed.attributes[0].time_us
+
+
+async def test_a_name_of_a_definition_is_not_written_and_counted(store, application, env):
+    await define(store, application, ("has_dog", "boolean_or"))
+    given = having(**{"household:has_dog": "true", "household:x": "y", "own": "1"})
+    made = await store.records.create_profile(env, NewProfile(attributes=given))
+    assert ({"own": "1"}, 2) == (texts(made), made.dropped)
+    changed = await store.records.update_profile(env, made.id, ProfileChanges(attributes=given))
+    assert (made.attributes, made.seq, 2) == (changed.attributes, changed.seq, changed.dropped)
+    assert {b"own"} == set(await raw(store, env, made.id))
+
+
+@on_servers
+async def test_a_definition_made_by_another_process_reserves_its_names_at_once(
+    store, second, application, env
+):
+    made = await second.records.create_profile(env, NewProfile(attributes=having(own="1")))
+    await define(store, application, ("has_dog", "boolean_or"))
+    given = having(**{"household:has_dog": "true", "own": "2"})
+    changed = await second.records.update_profile(env, made.id, ProfileChanges(attributes=given))
+    assert ({"own": "2"}, 1) == (texts(changed), changed.dropped)
+    await store.definitions.delete_definition(application, "household")
+    other = await second.records.create_profile(env, NewProfile(attributes=given))
+    assert ({"household:has_dog": "true", "own": "2"}, 0) == (texts(other), other.dropped)
+
+
+async def test_rules_that_change_again_and_again_end_as_unavailable(
+    store, application, env, monkeypatch
+):
+    made = await store.records.create_profile(env, NewProfile())
+    await define(store, application, ("has_dog", "boolean_or"))
+    rules = await store.definitions.rules(env)
+
+    async def behind_again(_env, _seen=0):
+        return msgspec.structs.replace(rules, version=1)
+
+    monkeypatch.setattr(store.definitions, "rules", behind_again)
+    monkeypatch.setattr(store.definitions, "reload", behind_again)
+    with pytest.raises(Unavailable, match="group definitions"):
+        await change(store, env, made.id, attributes={"a": "1"})
+    with pytest.raises(Unavailable, match="group definitions"):
+        await store.records.create_profile(env, NewProfile(attributes=having(a="1")))
+    # What names no attributes does not depend on them.
+    assert "N" == (await change(store, env, made.id, nickname="N")).nickname
+    assert 1 == await known_profiles(store, env)
+
+
+async def test_what_was_written_before_under_a_name_that_is_reserved_now_is_hidden_while_it_is(
+    store, application, env
+):
+    # It was shown to somebody in no household, as if inherited.
+    before = {"household:has_dog": "mine", "household:size": "7", "household": "2", "own": "1"}
+    made = await store.records.create_profile(env, NewProfile(attributes=having(**before)))
+    assert before == texts(made)
+    await define(store, application, ("has_dog", "boolean_or"))
+    shown = {"household": "2", "own": "1"}
+    assert shown == texts(await store.records.get_profile(env, made.id))
+
+    sent = having(**{"household:has_dog": "other", "household:size": "8", **shown})
+    changed = await store.records.update_profile(env, made.id, ProfileChanges(attributes=sent))
+    assert (shown, made.seq) == (texts(changed), changed.seq)
+    # Who sends back what was read takes nothing away that was not seen.
+    assert {"own": "1"} == texts(await change(store, env, made.id, attributes={"own": "1"}))
+    await store.definitions.delete_definition(application, "household")
+    del before["household"]
+    assert before == texts(await store.records.get_profile(env, made.id))
+
+
+async def test_inherited_names_do_not_count_as_a_profiles_own(store, application, env):
+    await store.registry.update_application("test", attributes_per_definition=100)
+    application = await store.registry.application("test")
+    shares = [(f"s{n}", "latest") for n in range(100)]
+    await define(store, application, *shares)
+    full = having(**{f"a{n}": "1" for n in range(attributes.MANY)})
+    shown = {f"household:s{n}": b'"' + b"x" * 9_000 + b'"' for n in range(100)}
+    made = await store.records.create_profile(env, NewProfile(attributes=full | shown))
+    assert (attributes.MANY, 100) == (len(made.attributes), made.dropped)
+    assert (
+        made.attributes
+        == (
+            await store.records.update_profile(
+                env, made.id, ProfileChanges(attributes=full | shown)
+            )
+        ).attributes
+    )
+    for one_more in ("b", "household:not-shared"):
+        with pytest.raises(Invalid, match=f"at most {attributes.MANY} attributes"):
+            await store.records.update_profile(
+                env, made.id, ProfileChanges(attributes=full | having(**{one_more: "1"}))
+            )
+
+
+async def test_a_change_of_what_is_watched_notes_that_the_profile_is_behind(
+    store, application, env
+):
+    await define(store, application, ("has_dog", "boolean_or"), source="$Address")
+    made = await store.records.create_profile(env, NewProfile(attributes=having(other="1")))
+    mixed = env.mixer.mix(made.id)
+    assert not made.is_behind
+    assert not (await change(store, env, made.id, attributes={"other": "2"})).is_behind
+    assert set() == await behind(store, env)
+
+    for wanted in ({"has_dog": "1"}, {"$ADDRESS": "1"}, {}):
+        before = time.time_ns() // 1000
+        changed = await change(store, env, made.id, attributes=wanted)
+        assert changed.is_behind
+        assert {mixed} == await behind(store, env)
+        key = keys.key(env.home(mixed), "dirty")
+        since = float(await store.connection.command(key, "ZSCORE", key, mixed))
+        assert before <= since <= time.time_ns() // 1000
+        # Since then, however often it is written meanwhile; and whoever repeats it is told so.
+        assert (await change(store, env, made.id, attributes=wanted)).is_behind
+        assert (await store.records.get_profile(env, made.id)).is_behind
+        assert since == float(await store.connection.command(key, "ZSCORE", key, mixed))
+        await store.derivation.derive_profiles(env, [mixed])
+        assert not (await store.records.get_profile(env, made.id)).is_behind
+
+    born = await store.records.create_profile(env, NewProfile(attributes=having(has_dog="1")))
+    assert born.is_behind
+    assert {env.mixer.mix(born.id)} == await behind(store, env)
+    await store.derivation.derive_profiles(env, [env.mixer.mix(born.id)])
+
+
+async def test_in_a_weekly_application_nobody_is_behind(store, application, env):
+    await store.registry.update_application("test", grouping="weekly")
+    await define(store, await store.registry.application("test"), ("has_dog", "boolean_or"))
+    made = await store.records.create_profile(env, NewProfile(attributes=having(has_dog="1")))
+    assert not made.is_behind
+    assert not (await change(store, env, made.id, attributes={"has_dog": "2"})).is_behind
+
+
+async def test_a_profile_that_gets_its_mpid_is_behind_if_anything_may_follow(
+    store, application, env
+):
+    first = await store.records.create_profile(env, NewProfile(attributes=having(a="1")))
+    await store.profiles.add_identity(env, first.id, "mpid", "7")
+    read = await store.records.get_profile(env, first.id)
+    assert ("7", False) == (read.mpid, read.is_behind)
+    assert read.seq > first.seq
+
+    await define(store, application, ("has_dog", "boolean_or"))
+    other = await store.records.create_profile(env, NewProfile(attributes=having(a="1")))
+    await store.profiles.add_identity(env, other.id, "mpid", "-8")
+    await store.profiles.add_identity(env, other.id, "mpid", "-8")
+    read = await store.records.get_profile(env, other.id)
+    assert ("-8", True) == (read.mpid, read.is_behind)
+    await store.derivation.derive_profiles(env, [env.mixer.mix(other.id)])
+    with pytest.raises(Conflict):
+        await store.profiles.add_identity(env, other.id, "mpid", "9")
+    [made] = await store.profiles.resolve_identities(env, "mpid", ["10"], create=True)
+    assert "10" == (await store.records.get_profile(env, made)).mpid
+
+
+@pytest.mark.parametrize("value", ["", "x", "01", "1.0", "9223372036854775808", "-0", "7 "])
+@pytest.mark.parametrize("backing", ["fake", "embedded"], indirect=True)
+async def test_an_mpid_that_is_none_is_refused(store, env, value):
+    made = await store.records.create_profile(env, NewProfile())
+    with pytest.raises(Invalid, match="mpid"):
+        await store.profiles.add_identity(env, made.id, "mpid", value)
+    with pytest.raises(Invalid, match="mpid"):
+        await store.profiles.resolve_identities(env, "mpid", ["7", value], create=True)
+    found = await store.profiles.resolve_identities(env, "mpid", ["7", value], create=False)
+    assert [None, None] == found

@@ -28,10 +28,14 @@ from service import (
     store_transfer,
     transfer,
 )
+from service.attributes import value_of
 from service.embedded import EmbeddedServer
 from service.errors import Conflict, Invalid, NotFound, Unusable
+from service.grouping import GroupAttribute as SharedAttribute
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
 from service.store import Store
+from service.store_definitions import NewDefinition
+from service.store_records import ProfileChanges
 from service.store_transfer import Arriving
 from service.transfer import exporting, importing, merging
 from service.transfer.exporting import export_to_file, export_to_stream
@@ -47,6 +51,16 @@ P2 = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
 APPLICATION = {"kind": "application", "client_id": "shop", "workspace_id": 7, "name": "Shop"}
 IN = {"environment": "production"}
 GROUP = {"kind": "group", **IN, "id": G1, "name": "Gold", "is_active": True, "created_at_us": 5}
+DEFINITION = {
+    "kind": "definition",
+    "id": "household",
+    "source_user_attribute": "$Address",
+    "attributes": [{"id": "kids", "type": "sum"}],
+    "created_at_us": 11,
+    "created_by": "client_id:c1",
+    "modified_at_us": 12,
+    "modified_by": "ann@example.com",
+}
 PROFILE = {"kind": "profile", **IN, "id": P1, "created_at_us": 6}
 MEMBER = {"kind": "membership", **IN, "group_id": G1, "profile_id": P1, "joined_at_us": 7}
 END = {"kind": "end"}
@@ -166,6 +180,183 @@ async def other(servers):
 
 
 # --- there and back
+
+
+async def fill_households(store, *, partitions=1, users=30):
+    """Make an application with two definitions, and users in households; give it."""
+    application = await store.registry.create_application("shop", partitions=partitions)
+    application = await store.registry.update_application(
+        "shop", definitions_per_workspace=2, users_per_group=3
+    )
+    for new in (
+        NewDefinition(
+            id="household",
+            description="who lives together",
+            source_user_attribute="$Address",
+            attributes=(SharedAttribute("kids", "sum"), SharedAttribute("$Age", "max")),
+        ),
+        NewDefinition(id="team", source_user_attribute="team"),
+    ):
+        await store.definitions.create_definition(application, new, "client_id:c1")
+    application = await store.registry.application("shop")
+    for env in application.environments.values():
+        for n in range(users):
+            [id16] = await store.profiles.resolve_identities(
+                env, "customer_id", [f"u{n}"], create=True
+            )
+            await store.profiles.add_identity(env, id16, "mpid", str(n - users // 2))
+            given = {"$address": f"{n // 4} Main St", "kids": f"{n}.50", "$age": str(n)}
+            await store.records.update_profile(
+                env,
+                id16,
+                ProfileChanges(attributes={k: value_of(v) for k, v in given.items()}),
+            )
+    await work(store, application)
+    return application
+
+
+async def written(store, application):
+    """Give who wrote each definition, and when."""
+    return [
+        (each.id, each.created_at_us, each.created_by, each.modified_at_us, each.modified_by)
+        for each in await store.definitions.list_definitions(application)
+    ]
+
+
+async def work(store, application):
+    """Do what a worker does: jobs, and who is behind."""
+    await store.jobs.work(application, store.derivation)
+    for env in application.environments.values():
+        await store.derivation.derive_dirty(env, 2**53)
+        await store.derivation.settle_stale(env, 2**53)
+
+
+async def inheritance(store, application, *, users=30):
+    """Give what everybody inherits, by customer id."""
+    shown = {}
+    for env in application.environments.values():
+        for n in range(users):
+            [id16] = await store.profiles.resolve_identities(
+                env, "customer_id", [f"u{n}"], create=False
+            )
+            known = await store.records.get_profile(env, id16)
+            shown[env.name, n] = (known.mpid, dict(known.inherited))
+    return shown
+
+
+@pytest.mark.parametrize("there", [1, 8])
+async def test_users_are_grouped_where_they_are_imported_as_they_were(store, other, there):
+    application = await fill_households(other, partitions=9 - there)
+    expected = await inheritance(other, application)
+    data = b"\n".join(await unsorted(other)) + b"\n"
+    said: list[str] = []
+
+    read = await imported(store, data, partitions=there, report=said.append)
+
+    assert (1, 2, 60, 0) == (read.applications, read.definitions, read.profiles, read.conflicts)
+    imported_ = await store.registry.application("shop")
+    [job] = await store.jobs.list_jobs(imported_)
+    assert [f"application shop: job {job.id} groups its users, as soon as a worker runs"] == said
+    await work(store, imported_)
+    assert expected == await inheritance(store, imported_)
+    assert {"household:kids": "4.5", "household:$Age": "2"} == expected["production", 0][1]
+    assert without_partitions(await exported(other)) == without_partitions(await exported(store))
+    assert await written(other, application) == await written(store, imported_)
+
+
+async def test_definitions_keep_who_wrote_them_and_get_numbers_of_their_own(store, application):
+    second = DEFINITION | {"id": "team", "description": "é", "attributes": []}
+    settings = {"definitions_per_workspace": 2}
+    data = lines(APPLICATION | {"client_id": "test", "settings": settings}, DEFINITION, second, END)
+
+    await imported(store, data)
+
+    application = await store.registry.application("test")
+    household, team = await store.definitions.list_definitions(application)
+    assert (11, "client_id:c1", 12, "ann@example.com") == (
+        household.created_at_us,
+        household.created_by,
+        household.modified_at_us,
+        household.modified_by,
+    )
+    assert (None, "é") == (household.description, team.description)
+    rules = await store.definitions.rules(application.production)
+    assert household.number < team.number <= rules.version
+    assert household.number == household.attributes[0].since
+
+
+async def test_in_a_weekly_application_a_job_groups_whom_an_import_brought(store):
+    settings = {"grouping": "weekly"}
+    profile = PROFILE | {
+        "mpid": "-7",
+        "attributes": [
+            {"name": "$Address", "time_us": 9, "since_us": 9, "value": "here"},
+            {"name": "kids", "time_us": 9, "since_us": 9, "value": "2"},
+        ],
+    }
+    said: list[str] = []
+
+    data = lines(APPLICATION | {"settings": settings}, DEFINITION, profile, END)
+    await imported(store, data, report=said.append)
+
+    assert 1 == len(said)
+    application = await store.registry.application("shop")
+    await work(store, application)
+    known = await store.records.get_profile(application.production, packed(P1))
+    assert ("-7", {"household:kids": "2"}) == (known.mpid, dict(known.inherited))
+    assert (("mpid", "-7"),) == known.identities
+
+
+async def test_in_a_merge_the_definition_that_is_there_stays(store, application):
+    mine = NewDefinition(id="household", source_user_attribute="mine")
+    await store.definitions.create_definition(application, mine, "me")
+    data = lines(
+        APPLICATION | {"client_id": "test"}, DEFINITION, DEFINITION | {"id": "second"}, PROFILE
+    )
+    said: list[str] = []
+
+    read = await imported(store, data, merge=True, report=said.append)
+
+    assert (2, 1, 1) == (read.definitions, read.profiles, read.conflicts)
+    assert (
+        "line 4: there is no room for definition second: the application is set to 1 with 10"
+        " attributes each"
+    ) == said[0]
+    [held] = await store.definitions.list_definitions(application)
+    assert ("mine", "me") == (held.source_user_attribute, held.created_by)
+
+
+async def test_an_application_with_a_definition_is_not_empty(store, application):
+    mine = NewDefinition(id="household", source_user_attribute="mine")
+    await store.definitions.create_definition(application, mine, "me")
+
+    with pytest.raises(Conflict, match=r"^line 2: application test is not empty"):
+        await imported(store, lines(APPLICATION | {"client_id": "test"}, DEFINITION))
+
+
+async def test_a_definition_that_comes_twice_has_to_be_the_same(other):
+    await imported(other, lines(APPLICATION, DEFINITION, DEFINITION))
+
+    with pytest.raises(Invalid, match=r"^line 4: there is a definition household already, and it"):
+        await imported(
+            other,
+            lines(
+                APPLICATION | {"client_id": "club", "workspace_id": 8},
+                DEFINITION,
+                DEFINITION | {"source_user_attribute": "x"},
+            ),
+        )
+
+
+async def test_an_mpid_that_somebody_else_has_is_left_out(store, application, env):
+    await store.profiles.add_identity(env, packed(P2), "mpid", "7")
+    said: list[str] = []
+    data = lines(APPLICATION | {"client_id": "test"}, PROFILE | {"mpid": "7"})
+
+    await imported(store, data, merge=True, report=said.append)
+
+    assert [f"line 3: profile {P1}: mpid '7' belongs to another profile"] == said
+    assert (await store.records.get_profile(env, packed(P1))).mpid is None
 
 
 async def test_what_is_exported_and_imported_is_exported_again_as_the_same_lines(
@@ -460,7 +651,7 @@ async def test_identities_that_others_have_are_reported_by_line_and_left_out(
     assert [
         f"line 3: profile {P1}: customer_id 'ann' belongs to another profile",
         f"line 3: profile {P1}: email 'a@example.com' belongs to another profile",
-        f"line 4: profile {P2}: the profile has another custom id",
+        f"line 4: profile {P2}: the profile has another custom_id",
         f"line 5: profile {G1}: email 'b@example.com' belongs to another profile",
     ] == said
     assert 4 == read.conflicts
@@ -566,6 +757,43 @@ BAD_LINES = {
         APPLICATION | {"settings": {"groups_per_profile": 0}},
         "line 3: Expected `int` >= 1",
     ),
+    "a definition without a source": (
+        {name: value for name, value in DEFINITION.items() if name != "source_user_attribute"},
+        "line 3: Object missing required field `source_user_attribute`",
+    ),
+    "a definition of two characters": (
+        DEFINITION | {"id": "ab"},
+        "line 3: `ab` is no id of a definition",
+    ),
+    "an id of a definition that ends its line": (
+        DEFINITION | {"id": "abc\n"},
+        "line 3: `abc",
+    ),
+    "an aggregation that there is not": (
+        DEFINITION | {"attributes": [{"id": "kids", "type": "median"}]},
+        "line 3: Field 'attributes[0].type' is 'median', which is no aggregation",
+    ),
+    "an attribute that is shared twice": (
+        DEFINITION | {"attributes": [{"id": "kids", "type": "sum"}] * 2},
+        "line 3: Field 'attributes[1].id' must be unique",
+    ),
+    "a definition that nobody wrote": (
+        DEFINITION | {"created_by": "\0"},
+        "line 3: NUL characters are not allowed in `created_by`",
+    ),
+    "a definition of more attributes than there may be": (
+        DEFINITION | {"attributes": [{"id": f"a{n}", "type": "sum"} for n in range(11)]},
+        "line 3: there is no room for definition household: the application is set to 1 with 10",
+    ),
+    "an mpid that is none": (PROFILE | {"mpid": "007"}, "line 3: `007` is no mpid"),
+    "an mpid of more than 64 bits": (
+        PROFILE | {"mpid": str(2**63)},
+        "line 3: `9223372036854775808`",
+    ),
+    "an identity that is no mpid": (
+        PROFILE | {"identities": [{"type": "mpid", "value": "x"}]},
+        "line 3: `x` is no mpid",
+    ),
     "a membership of no group": (MEMBER, f"line 3: there is no group {G1}"),
     "a membership of no profile": (MEMBER | {"profile_id": "x"}, "line 3: `profile_id` has to be"),
     "a membership in no group id": (MEMBER | {"group_id": "x"}, "line 3: `group_id` has to be"),
@@ -603,7 +831,8 @@ async def test_a_group_that_was_deleted_long_ago_takes_no_members(other, monkeyp
     # Numbers of groups were remembered for as long as an import ran. A day after the sweep nothing
     # says any more that the group is gone: members were made of a number that nobody has.
     monkeypatch.setattr(merging, "REMEMBERED_SECONDS", 0)
-    env = (await other.registry.create_application("shop")).production
+    application = await other.registry.create_application("shop")
+    env = application.production
     group = await other.groups.create_group(env, NewGroup(name="g", id=G1))
     merger = merging.Merger(other, nothing, merge=True)
 
@@ -611,7 +840,7 @@ async def test_a_group_that_was_deleted_long_ago_takes_no_members(other, monkeyp
         segment = merging.Segment(environment="production")
         row = {"environment": "production", "group_id": G1, "profile_id": profile_id}
         segment.add(line, transfer.MembershipRecord(**row, joined_at_us=7))
-        await merger.bring(env, segment)
+        await merger.bring(application, segment)
 
     await bring(3, P1)
     await other.groups.delete_group(env, group.id)
@@ -719,6 +948,29 @@ async def test_a_mended_file_is_gone_on_with_without_merge(other, tmp_path, monk
     assert (1, 2, 1) == (read.applications, read.groups, read.memberships)
     env = (await other.registry.application("shop")).production
     assert {1: 7} == (await in_groups(other, env, P1)).memberships
+
+
+async def test_a_file_whose_definition_had_no_room_is_gone_on_with_from_there(
+    other, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(importing, "LAG_SECONDS", 0)
+    monkeypatch.setattr(importing, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(importing, "LINES", 2)
+    path = tmp_path / "dump"
+    second = DEFINITION | {"id": "second"}
+    path.write_bytes(lines(APPLICATION, GROUP, DEFINITION, second, PROFILE, MEMBER, END))
+
+    with pytest.raises(Invalid, match=r"^line 5: there is no room for definition second"):
+        await import_file(other, path, Options(), nothing, nothing)
+    await other.registry.update_application("shop", definitions_per_workspace=2)
+    read = await import_file(other, path, Options(), nothing, nothing)
+
+    assert (2, 1, 1, 1) == (read.definitions, read.groups, read.profiles, read.memberships)
+    application = await other.registry.application("shop")
+    held = await other.definitions.list_definitions(application)
+    assert ["household", "second"] == [each.id for each in held]
+    [job] = await other.jobs.list_jobs(application)
+    assert "queued" == job.state
 
 
 async def test_the_place_that_is_kept_is_older_than_what_a_store_may_lose(other, tmp_path):

@@ -1,12 +1,13 @@
 -- Make the attributes of a profile exactly those of ARGV[first..]: name, JSON value, repeated.
 -- `at` is the time of the change in microseconds: what is held since a later one stays. Where `at`
 -- is '-' the change comes after all that is held: it has the time `now`, or one later than that of
--- the attribute. One that is shown as the same text is left as it is. Whether anything changed.
+-- the attribute. One that is shown as the same text is left as it is, and so is one whose name
+-- begins with what stands in `hidden`, between NULs, and a colon. The names of those that changed.
 --- @include "include/attribute_text"
 --- @include "include/raised"
 --- @include "include/drop_deletions"
-local function replace_attributes(attributes, at, now, before, limit, first)
-  local match = string.match
+local function replace_attributes(attributes, at, now, before, limit, hidden, first)
+  local match, find = string.match, string.find
   local held = redis.call('HGETALL', attributes)
   local times, values = {}, {}
   for i = 1, #held, 2 do
@@ -24,7 +25,11 @@ local function replace_attributes(attributes, at, now, before, limit, first)
     if last and last > moment then return nil end
     return at
   end
-  local wanted, fields, deleted = {}, {}, {}
+  local function is_hidden(name)
+    local owner = match(name, '^([^:]*):')
+    return owner and find(hidden, '\0' .. owner .. '\0', 1, true)
+  end
+  local wanted, fields, deleted, changed = {}, {}, {}, {}
   for i = first, #ARGV, 2 do
     local name, value = ARGV[i], ARGV[i + 1]
     wanted[name] = true
@@ -35,6 +40,7 @@ local function replace_attributes(attributes, at, now, before, limit, first)
       if time then
         fields[#fields + 1] = name
         fields[#fields + 1] = time .. ' ' .. time .. ' ' .. value
+        changed[#changed + 1] = name
         times[name] = nil
       end
     end
@@ -42,11 +48,12 @@ local function replace_attributes(attributes, at, now, before, limit, first)
   for name, time in pairs(times) do
     if not values[name] then
       deleted[#deleted + 1] = {name, tonumber(time)}
-    elseif not wanted[name] then
+    elseif not wanted[name] and not is_hidden(name) then
       local later = time_of(name)
       if later then
         fields[#fields + 1] = name
         fields[#fields + 1] = later
+        changed[#changed + 1] = name
         deleted[#deleted + 1] = {name, tonumber(later)}
       end
     end
@@ -55,5 +62,5 @@ local function replace_attributes(attributes, at, now, before, limit, first)
     redis.call('HSET', attributes, unpack(fields, i, math.min(i + 1999, #fields)))
   end
   drop_deletions(attributes, deleted, before, limit)
-  return #fields > 0
+  return changed
 end

@@ -9,6 +9,8 @@ kind            members
 =============== ====================================================================================
 ``application`` client_id, workspace_id, name, settings (those of `belong app update`), partitions;
                 ends: true where the last line of the file is an ``end``, as export writes it
+``definition``  id, description, source_user_attribute, attributes [{id, type}], created_at_us,
+                created_by, modified_at_us, modified_by; for both environments
 ``group``       environment, id, name, is_active, description, custom_id, created_at_us,
                 attributes [{key, value}], membership_type
 ``profile``     environment, id, created_at_us, nickname, custom_id, custom_data, mpid,
@@ -18,10 +20,12 @@ kind            members
 ``end``         nothing: a file without it, that should have it, was cut off
 =============== ====================================================================================
 
-Groups stand in the order of their creation and before their memberships; inactive ones too. A
-profile that has nothing but memberships has no line of its own. Times are microseconds since 1970,
-exact. Memberships are those that were written: what follows from rules is not exported. Nor are
-secrets: credentials, signing keys and secrets, the key that ids are mixed with.
+Definitions stand before all groups and profiles of their application, groups in the order of their
+creation and before their memberships; inactive ones too. A profile that has nothing but memberships
+has no line of its own. Times are microseconds since 1970, exact. Memberships are those that were
+written: what follows from rules and definitions is not exported, but derived where it is imported.
+Nor are jobs, and batches that are remembered so that none is taken twice; nor secrets: credentials,
+signing keys and secrets, the key that ids are mixed with.
 
 An unknown kind, an unknown member or another format is refused, with the number of the line.
 """
@@ -37,8 +41,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service import ids, keys
 from service.attributes import NAME_CHARACTERS, is_sound
+from service.definitions import ID, DefinitionChangesBody, NewSharedAttribute
 from service.environment import Settings
-from service.errors import Invalid, Unusable
+from service.errors import Invalid, Unprocessable, Unusable
 from service.profile_groups import Attributes, CustomId, Description, Name
 from service.profiles import CustomData, Nickname
 
@@ -50,6 +55,7 @@ LONGEST_LINE = 16 * 2**20
 """Bytes. Twice what a request may hold."""
 Time = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 """Microseconds since 1970; scripts compare them as doubles."""
+Author = Annotated[str, Meta(max_length=1024)]
 EnvironmentName = Literal["production", "development"]
 
 
@@ -83,6 +89,41 @@ class ApplicationRecord(Record, frozen=True, kw_only=True, tag="application"):
         msgspec.convert(self.settings, Settings)
 
 
+class SharedAttributeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An attribute that the members of a group share, and how their values become one."""
+
+    id: str
+    type: str
+
+
+class DefinitionRecord(Record, frozen=True, kw_only=True, tag="definition", omit_defaults=True):
+    """A group definition, and who wrote it when."""
+
+    id: str
+    description: str | None = None
+    source_user_attribute: str
+    attributes: tuple[SharedAttributeRecord, ...] = ()
+    created_at_us: Time
+    created_by: Author
+    modified_at_us: Time
+    modified_by: Author
+
+    def __post_init__(self) -> None:
+        """Refuse what the API does not take."""
+        if ID.fullmatch(self.id) is None:
+            raise ValueError(f"`{self.id[:64]}` is no id of a definition: {ID.pattern}")
+        body = DefinitionChangesBody(
+            description=self.description,
+            source_user_attribute=self.source_user_attribute,
+            attributes=[NewSharedAttribute(each.id, each.type) for each in self.attributes],
+        )
+        try:
+            body.changes()
+        except Unprocessable as error:
+            raise ValueError(str(error)) from None
+        _no_nul(created_by=self.created_by, modified_by=self.modified_by)
+
+
 class GroupRecord(Record, frozen=True, kw_only=True, tag="group"):
     """A group with its document; its members follow as memberships."""
 
@@ -109,9 +150,11 @@ class IdentityRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: Annotated[str, Meta(min_length=1)]
 
     def __post_init__(self) -> None:
-        """Refuse types that there are not."""
+        """Refuse types that there are not, and what is no mpid."""
         if self.type not in keys.IDENTITY_CODES:
             raise ValueError(f"there is no identity type `{self.type}`")
+        if self.type == "mpid":
+            _mpid(self.value)
 
 
 class AttributeRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -155,6 +198,8 @@ class ProfileRecord(Record, frozen=True, kw_only=True, tag="profile", omit_defau
         """Refuse what no annotation can say."""
         _uuid(self.id)
         _no_nul(nickname=self.nickname, custom_id=self.custom_id, custom_data=self.custom_data)
+        if self.mpid is not None:
+            _mpid(self.mpid)
         if any(each.type == "customer_id" for each in self.identities):
             raise ValueError("an identity `customer_id` is written as `custom_id`")
 
@@ -172,7 +217,14 @@ class EndRecord(Record, frozen=True, kw_only=True, tag="end"):
     """The last line."""
 
 
-AnyRecord = ApplicationRecord | GroupRecord | ProfileRecord | MembershipRecord | EndRecord
+AnyRecord = (
+    ApplicationRecord
+    | DefinitionRecord
+    | GroupRecord
+    | ProfileRecord
+    | MembershipRecord
+    | EndRecord
+)
 
 SETTINGS = tuple(name for name in get_type_hints(Settings) if name != "name")
 """Settings of an application that are exported; its name is a member of its own."""
@@ -278,6 +330,11 @@ def sync_folder(path: Path) -> None:
 def _uuid(text: str) -> None:
     if ids.parse(text) is None:
         raise ValueError("`id` has to be a UUID")
+
+
+def _mpid(text: str) -> None:
+    if ids.parse_mpid(f"mpid:{text}") is None:
+        raise ValueError(f"`{text[:64]}` is no mpid: a signed number of 64 bits")
 
 
 def _no_nul(**texts: str | None) -> None:

@@ -1,9 +1,10 @@
-"""`belong export`: applications with their groups, profiles and memberships, as lines.
+"""`belong export`: applications with all they hold that is not derived, as lines.
 
 What is there from the beginning to the end is exported exactly once. Of what is created, changed or
 removed meanwhile each line is as it was at one moment between the two: a profile is read in one
-step with all of its memberships (one with more than 300 in several), and so is each group. Groups
-are read first; what is created after that is not exported, and neither are memberships of it.
+step with all of its memberships (one with more than 300 in several), and so is each group.
+Definitions and groups are read first; what is created after that is not exported, and neither are
+memberships of it.
 
 A file is written as `<file>.part` beside `<file>.progress`, which says how far it is good; whoever
 is killed goes on there. It becomes `<file>` when it is whole.
@@ -30,12 +31,14 @@ from service.transfer import (
     SETTINGS,
     ApplicationRecord,
     AttributeRecord,
+    DefinitionRecord,
     EndRecord,
     GroupRecord,
     Heading,
     IdentityRecord,
     MembershipRecord,
     ProfileRecord,
+    SharedAttributeRecord,
     decode,
     mark,
     read_place,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from service.environment import Application, Environment
+    from service.grouping import Definition
     from service.groups import Group
     from service.store import Store
     from service.store_transfer import Known
@@ -70,6 +74,7 @@ class Written(msgspec.Struct):
     """How many lines of each kind."""
 
     applications: int = 0
+    definitions: int = 0
     groups: int = 0
     profiles: int = 0
     memberships: int = 0
@@ -326,8 +331,7 @@ class _Export:
         while place.application < len(self._applications):
             application = self._applications[place.application]
             if earlier is None:
-                self._put(_application(application))
-                self.written.applications += 1
+                await self._begin(application)
             while place.environment < len(ENVIRONMENTS):
                 groups = GroupIds()
                 environment = application.environments[ENVIRONMENTS[place.environment]]
@@ -343,6 +347,14 @@ class _Export:
             place = Place(application=place.application + 1)
         self._put(EndRecord())
         self._flush()
+
+    async def _begin(self, application: Application) -> None:
+        """Write what stands before both environments."""
+        self._put(_application(application))
+        self.written.applications += 1
+        for definition in await self._store.definitions.list_definitions(application):
+            self._put(_definition(definition))
+            self.written.definitions += 1
 
     async def _environment(self, env: Environment, place: Place, groups: GroupIds) -> None:
         if place.partition is None:
@@ -449,6 +461,21 @@ def _application(application: Application) -> ApplicationRecord:
         settings={name: getattr(application, name) for name in SETTINGS},
         partitions=len(application.production.partitions),
         ends=True,
+    )
+
+
+def _definition(definition: Definition) -> DefinitionRecord:
+    return DefinitionRecord(
+        id=definition.id,
+        description=definition.description,
+        source_user_attribute=definition.source_user_attribute,
+        attributes=tuple(
+            SharedAttributeRecord(each.id, each.type) for each in definition.attributes
+        ),
+        created_at_us=definition.created_at_us,
+        created_by=definition.created_by,
+        modified_at_us=definition.modified_at_us,
+        modified_by=definition.modified_by,
     )
 
 

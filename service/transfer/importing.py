@@ -1,9 +1,13 @@
 """`belong import`: lines to applications with their groups, profiles and memberships.
 
-What is there stays. A group of the same id keeps its document, a membership its time; of a profile
-only what is missing is filled in, and of an attribute the later time wins. What contradicts what is
-there (an identity or custom id that somebody else has) is left out, reported with its line, and
-counted. A line that is no record ends the import; what was done stays.
+What is there stays. A definition or group of the same id keeps its document, a membership its time;
+of a profile only what is missing is filled in, and of an attribute the later time wins. What
+contradicts what is there (an identity or custom id that somebody else has, a definition for which
+there is no room) is left out, reported with its line, and counted. A line that is no record ends
+the import; what was done stays.
+
+What follows from definitions is not in the file. The definitions are in force before any profile is
+there, so that none is forgotten; when all are, a job is queued that groups them.
 
 Everything can be repeated. The place in a file is kept in `<file>.progress`, always one that was
 reached some seconds ago: a killed store may have lost the last two, and going over them again is
@@ -31,9 +35,6 @@ from service.transfer import (
     LONGEST_LINE,
     ApplicationRecord,
     EndRecord,
-    GroupRecord,
-    MembershipRecord,
-    ProfileRecord,
     decode,
     decode_heading,
     mark,
@@ -65,6 +66,7 @@ class Read(msgspec.Struct):
     """How many records of each kind were brought in, and what contradicted what is there."""
 
     applications: int = 0
+    definitions: int = 0
     groups: int = 0
     profiles: int = 0
     memberships: int = 0
@@ -206,6 +208,13 @@ class _Source:
             transport.close()
 
 
+def _not_empty(application: Application) -> Conflict:
+    return Conflict(
+        f"application {application.client_id} is not empty. Import into a new one, or use --merge:"
+        f" then what is there stays."
+    )
+
+
 def _first_long(lines: list[bytes]) -> int:
     return next(at for at, each in enumerate(lines) if len(each) > LONGEST_LINE)
 
@@ -295,6 +304,7 @@ class _Import:
             raise
         await self._settle()
         self._check_end()
+        await self._follow()
 
     async def _take(self, line: bytes, source: _Source) -> None:
         """Read one line."""
@@ -303,9 +313,9 @@ class _Import:
             await self._settle()
             await self._begin(record)
         self._behind(line, source)
-        if isinstance(record, GroupRecord | ProfileRecord | MembershipRecord):
+        if record is not None and not isinstance(record, ApplicationRecord | EndRecord):
             if not (self._batch and self._batch[-1].takes(record)):
-                self._batch.append(Segment(environment=record.environment))
+                self._batch.append(Segment.of(record))
             self._batch[-1].add(self._line, record)
             self._lines += 1
             self._bytes += len(line)
@@ -319,6 +329,19 @@ class _Import:
         batch, place = self._batch, self._here()
         self._batch, self._lines, self._bytes = [], 0, 0
         self._bringing = asyncio.create_task(self._bring_all(batch, place))
+
+    async def _follow(self) -> None:
+        """Queue jobs that group the users of what was imported, and say so."""
+        for client_id in self._marks:
+            application = await self._store.registry.application(client_id)
+            if application is None:
+                continue
+            if await self._store.definitions.list_definitions(application):
+                job = await self._store.jobs.queue_job(application)
+                self._report(
+                    f"application {client_id}: job {job.id} groups its users, as soon as a worker"
+                    f" runs"
+                )
 
     async def _settle(self) -> None:
         """Bring in all that was read."""
@@ -443,19 +466,19 @@ class _Import:
         """Give an application that is empty the settings of the file. Conflict: it is not."""
         for environment in found.environments.values():
             if not await self._store.transfer.is_empty(environment):
-                raise Conflict(
-                    f"application {found.client_id} is not empty. Import into a new one, or use"
-                    f" --merge: then what is there stays."
-                )
+                raise _not_empty(found)
+        if await self._store.definitions.list_definitions(found):
+            raise _not_empty(found)
         settings = msgspec.convert(record.settings | {"name": record.name}, Settings)
-        return await self._store.registry.update_application(found.client_id, **settings)
+        filled = await self._store.registry.update_application(found.client_id, **settings)
+        return await self._store.definitions.follow_settings(found.client_id) or filled
 
     async def _bring_all(self, batch: list[Segment], place: Place) -> None:
         """Bring in what was read; the place is then reached."""
         for segment in batch:
             if self._application is not None:
-                env = self._application.environments[segment.environment]
-                await self._merger.bring(env, segment)
+                await self._merger.bring(self._application, segment)
+                self.read.definitions += len(segment.definitions)
                 self.read.groups += len(segment.groups)
                 self.read.profiles += len(segment.profiles)
                 self.read.memberships += len(segment.memberships)

@@ -1,8 +1,8 @@
 """What becomes of imported records where something is there already.
 
-What is there stays. A group of the same id keeps its document, a membership its time; of a profile
-only what is missing is filled in, and of an attribute the later time wins. What contradicts what is
-there is left out and reported with its line. Everything here can be repeated.
+What is there stays. A definition or group of the same id keeps its document, a membership its time;
+of a profile only what is missing is filled in, and of an attribute the later time wins. What
+contradicts what is there is left out and reported with its line. Everything here can be repeated.
 """
 
 from __future__ import annotations
@@ -14,16 +14,26 @@ import msgspec
 
 from service import ids
 from service.errors import Invalid
+from service.grouping import Definition
+from service.grouping import GroupAttribute as SharedAttribute
 from service.groups import Attribute, NewGroup
 from service.store_transfer import BEING_ERASED, DELETED, OVER_LIMIT, Arriving
-from service.transfer import GroupRecord, MembershipRecord, ProfileRecord
+from service.transfer import (
+    DefinitionRecord,
+    EnvironmentName,
+    GroupRecord,
+    MembershipRecord,
+    ProfileRecord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from service.environment import Environment
+    from service.environment import Application, Environment
     from service.groups import Group
     from service.store import Store
+
+    Content = DefinitionRecord | GroupRecord | ProfileRecord | MembershipRecord
 
 NUMBERS = 200_000
 """Groups whose numbers are remembered."""
@@ -34,27 +44,42 @@ _GONE = "there is no group {}: its record has to stand before its memberships."
 
 
 class Segment(msgspec.Struct, kw_only=True):
-    """Records of one environment with the numbers of their lines, groups before all others."""
+    """Records with the numbers of their lines: definitions, or those of one environment.
 
-    environment: str
+    Groups are before all others.
+    """
+
+    environment: EnvironmentName | None
+    definitions: list[tuple[int, DefinitionRecord]] = []
     groups: list[tuple[int, GroupRecord]] = []
     profiles: list[tuple[int, ProfileRecord]] = []
     memberships: list[tuple[int, MembershipRecord]] = []
 
-    def takes(self, record: GroupRecord | ProfileRecord | MembershipRecord) -> bool:
+    @classmethod
+    def of(cls, record: Content) -> Segment:
+        """Give an empty one that takes a record."""
+        return cls(environment=_environment_of(record))
+
+    def takes(self, record: Content) -> bool:
         """Whether a record may join: not a group behind the others, which may name it in vain."""
-        if record.environment != self.environment:
+        if _environment_of(record) != self.environment:
             return False
         return not (isinstance(record, GroupRecord) and (self.profiles or self.memberships))
 
-    def add(self, line: int, record: GroupRecord | ProfileRecord | MembershipRecord) -> None:
+    def add(self, line: int, record: Content) -> None:
         """Take a record."""
         if isinstance(record, MembershipRecord):
             self.memberships.append((line, record))
         elif isinstance(record, ProfileRecord):
             self.profiles.append((line, record))
-        else:
+        elif isinstance(record, GroupRecord):
             self.groups.append((line, record))
+        else:
+            self.definitions.append((line, record))
+
+
+def _environment_of(record: Content) -> EnvironmentName | None:
+    return None if isinstance(record, DefinitionRecord) else record.environment
 
 
 class Merger:
@@ -69,11 +94,43 @@ class Merger:
         self._numbers_of: Environment | None = None
         self._learned_at = 0.0
 
-    async def bring(self, env: Environment, segment: Segment) -> None:
-        """Bring a segment in. Invalid, with the line: a membership of no group, another group."""
+    async def bring(self, application: Application, segment: Segment) -> None:
+        """Bring a segment in. Invalid, with the line: what may not be brought in."""
+        if segment.environment is None:
+            await self._bring_definitions(application, segment.definitions)
+            return
+        env = application.environments[segment.environment]
         await self._bring_groups(env, segment.groups)
         await self._bring_profiles(env, segment.profiles)
         await self._bring_members(env, segment.memberships)
+
+    async def _bring_definitions(
+        self, application: Application, rows: list[tuple[int, DefinitionRecord]]
+    ) -> None:
+        """Bring definitions in. Invalid, with the line: another one is there, or there is no room.
+
+        With `merge` the one that is there stays, and one without room is left out.
+        """
+        held = await self._store.definitions.import_definitions(
+            application, [_definition(record) for _, record in rows]
+        )
+        found = {each.id: each for each in held}
+        for line, record in rows:
+            there = found.get(record.id)
+            if there is None:
+                sentence = (
+                    f"there is no room for definition {record.id}: the application is set to"
+                    f" {application.definitions_per_workspace} with"
+                    f" {application.attributes_per_definition} attributes each"
+                )
+                if not self._merge:
+                    raise Invalid(f"line {line}: {sentence}.")
+                self._conflict(line, sentence)
+            elif not self._merge and not _same_definition(there, record):
+                raise Invalid(
+                    f"line {line}: there is a definition {record.id} already, and it is another"
+                    f" one."
+                )
 
     async def _bring_groups(self, env: Environment, rows: list[tuple[int, GroupRecord]]) -> None:
         """Create the groups that are not there."""
@@ -136,6 +193,8 @@ class Merger:
                 self._conflict(line, f"profile {record.id} is being erased")
                 continue
             named = [(held.type, held.value) for held in record.identities]
+            if record.mpid is not None and ("mpid", record.mpid) not in named:
+                named.insert(0, ("mpid", record.mpid))
             if record.custom_id is not None:
                 named.insert(0, ("customer_id", record.custom_id))
             identities += ((each.id, kind, value) for kind, value in named)
@@ -197,6 +256,28 @@ class Merger:
                 self._numbers[id16] = number
 
 
+def _definition(record: DefinitionRecord) -> Definition:
+    """Give a definition as it arrives: number, and since when it has attributes, are not known."""
+    return Definition(
+        id=record.id,
+        description=record.description,
+        source_user_attribute=record.source_user_attribute,
+        attributes=tuple(SharedAttribute(each.id, each.type) for each in record.attributes),
+        number=0,
+        created_at_us=record.created_at_us,
+        created_by=record.created_by,
+        modified_at_us=record.modified_at_us,
+        modified_by=record.modified_by,
+    )
+
+
+def _same_definition(definition: Definition, record: DefinitionRecord) -> bool:
+    attributes = tuple(SharedAttribute(each.id, each.type) for each in definition.attributes)
+    return _definition(record) == msgspec.structs.replace(
+        definition, number=0, attributes=attributes
+    )
+
+
 def _new(record: GroupRecord) -> NewGroup:
     return NewGroup(
         id=ids.text(_id16(record.id)),
@@ -232,7 +313,6 @@ def _arriving(record: ProfileRecord) -> Arriving:
         "created_at": record.created_at_us,
         "nickname": record.nickname,
         "custom_data": record.custom_data,
-        "mpid": record.mpid,
     }
     return Arriving(
         _id16(record.id),

@@ -9,13 +9,21 @@ schema (every key parses and is somebody's), and those that the modules look_*.p
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from service import keys
 from service.errors import ScriptFailed
 from service.verify.findings import STEP, Census, Finding, Unit, shown, whole
+from service.verify.look_behind import (
+    look_dirty,
+    look_ended,
+    look_indexed,
+    look_requests,
+    look_stale,
+)
+from service.verify.look_derived import look_facts, look_instances, look_listed
 from service.verify.look_groups import (
     look_counters,
     look_documents,
@@ -34,6 +42,7 @@ from service.verify.look_profiles import (
     look_reserved,
 )
 from service.verify.look_registry import look_foreign, look_keys, look_registry
+from service.verify.look_rules import look_rules
 from service.verify.mend import mend
 
 if TYPE_CHECKING:
@@ -53,11 +62,16 @@ EXAMPLES = 3
 
 
 class Report(msgspec.Struct):
-    """What a run found wrong, and what it did about it, in sentences."""
+    """What a run found wrong, and what it did about it, in sentences.
+
+    `behind` are applications whose derived data was looked at only in itself: while a job waits or
+    runs, and where users are grouped on Mondays, it need not follow from facts.
+    """
 
     checked: int = 0
     problems: list[str] = msgspec.field(default_factory=list)
     mended: list[str] = msgspec.field(default_factory=list)
+    behind: list[str] = msgspec.field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -85,11 +99,21 @@ LOOKS: dict[str, Look] = {
     "bucket": look_buckets,
     "reserved": look_reserved,
     "erasing": look_erasing,
+    "rules": look_rules,
+    "facts": look_facts,
+    "listed": look_listed,
+    "instance": look_instances,
+    "indexed": look_indexed,
+    "dirty": look_dirty,
+    "stale": look_stale,
+    "ended": look_ended,
+    "requests": look_requests,
 }
 """How units of each kind are looked at."""
 BY_NAME = {
     "group": "group", "m": "m", "g": "g", "profile": "record", "attributes": "attributes",
-    "identities": "listing", "identity": "bucket",
+    "identities": "listing", "identity": "bucket", "instances": "listed", "instance": "instance",
+    "contributors": "instance", "formers": "instance", "index": "indexed", "requests": "requests",
 }  # fmt: skip
 """Kinds of keys that are units by what their name ends in -> kind of unit."""
 BY_KEY = {
@@ -97,15 +121,18 @@ BY_KEY = {
     "attribute": "index", "inactive_names": "index", "inactive_types": "index",
     "inactive_attribute": "index", "group_ids": "ids", "group_custom_ids": "ids",
     "intents": "intents", "deleting": "intents", "numbers": "counter", "version": "counter",
-    "reserved": "reserved", "erasing": "erasing",
+    "reserved": "reserved", "erasing": "erasing", "dirty": "dirty", "stale": "stale",
+    "ended": "ended",
 }  # fmt: skip
 """Kinds of keys that are units by all that follows their tag -> kind of unit."""
+OF_RULES = frozenset({"rules", "watch", "installing", "weekly", "jobs"})
+"""Kinds of keys that are looked at together, once for an application."""
 
 
 async def verify(store: Store, progress: Progress | None = None) -> Report:
     """Check the whole store. `progress` is told keys looked at, and about how many there are."""
-    checked, findings = await examine(store, progress)
-    return Report(checked, sorted({each.text for each in findings}))
+    found = await examine(store, progress)
+    return Report(found.checked, _sentences(found.findings), behind=found.behind)
 
 
 async def repair(store: Store, progress: Progress | None = None) -> Report:
@@ -116,22 +143,34 @@ async def repair(store: Store, progress: Progress | None = None) -> Report:
     """
     mended: list[str] = []
     for _ in range(ROUNDS):
-        checked, findings = await examine(store, progress)
-        if not findings:
+        found = await examine(store, progress)
+        if not found.findings:
             break
         census = Census(store)
         await census.take()
-        done = await mend(census, findings)
+        done = await mend(census, found.findings)
         if not done:
             break
         mended += done
     else:
-        checked, findings = await examine(store, progress)
-    return Report(checked, sorted({each.text for each in findings}), mended)
+        found = await examine(store, progress)
+    return Report(found.checked, _sentences(found.findings), mended, found.behind)
 
 
-async def examine(store: Store, progress: Progress | None = None) -> tuple[int, list[Finding]]:
-    """Walk the store: how many keys were looked at, and what is wrong with them."""
+def _sentences(findings: list[Finding]) -> list[str]:
+    return sorted({each.text for each in findings})
+
+
+class Examined(NamedTuple):
+    """How many keys were looked at, what is wrong with them, and which applications are behind."""
+
+    checked: int
+    findings: list[Finding]
+    behind: list[str]
+
+
+async def examine(store: Store, progress: Progress | None = None) -> Examined:
+    """Walk the store, and look again at what is wrong."""
     census = Census(store)
     await census.take()
     total = await _total(census) if progress is not None else 0
@@ -145,18 +184,20 @@ async def examine(store: Store, progress: Progress | None = None) -> tuple[int, 
             progress(walk.checked, max(total, walk.checked))
     await walk.flush(1)
     await walk.look_at_groups()
-    findings = walk.findings
+    await walk.look_at_rules()
+    findings, behind = walk.findings, walk.behind
     for pause in PAUSES_SECONDS:
         if not findings:
             break
         await asyncio.sleep(pause)
         findings = await _again(census, findings)
-    return walk.checked, findings
+    return Examined(walk.checked, findings, behind)
 
 
 async def _again(census: Census, findings: list[Finding]) -> list[Finding]:
     """Of what was found wrong, what is so still."""
     census.groups.clear()
+    census.books.clear()
     suspects: dict[tuple[str, bytes], set[bytes]] = {}
     for each in findings:
         suspects.setdefault((each.unit.kind, each.unit.tag), set()).add(each.unit.name)
@@ -189,8 +230,9 @@ async def look(census: Census, kind: str, tag: bytes, names: list[bytes]) -> lis
 
 
 def _named(census: Census, kind: str, tag: bytes, name: bytes) -> str:
-    of_profile = kind in {"m", "record", "listing", "attributes"}
-    return census.profile(tag, name) if of_profile else shown(name)
+    if kind in {"m", "record", "listing", "attributes", "facts", "listed", "requests"}:
+        return census.profile(tag, name)
+    return name.hex() if kind == "instance" else shown(name)
 
 
 async def _total(census: Census) -> int:
@@ -216,6 +258,16 @@ class _Walk:
         self._waiting: dict[tuple[str, bytes], list[bytes]] = {}
         self._documents: dict[bytes, set[bytes]] = {}
         self._hashes: list[tuple[bytes, str]] = []
+        self._homes: set[bytes] = set()
+
+    @property
+    def behind(self) -> list[str]:
+        """Applications of which not everything that follows from facts was looked for."""
+        return sorted(
+            f"{self.census.label(home).partition('/')[0]}: {known.why_behind}"
+            for home, known in self.census.books.items()
+            if known.why_behind is not None and home in self.census.places
+        )
 
     def meet(self, raw: bytes) -> None:
         """Take note of a key."""
@@ -272,6 +324,17 @@ class _Walk:
             self.await_look(BY_KEY[key.kind], tag, raw[len(tag) + 1 :])
         elif key.kind in {"count", "shape", "state"}:
             self._hashes.append((tag, key.kind))
+        elif key.kind in OF_RULES:
+            place = self.census.places[tag]
+            self._homes.add(tag if place.partition is None else place.env.rules_home)
+        if key.kind == "attributes":
+            self.await_look("facts", tag, key.rest)
+
+    async def look_at_rules(self) -> None:
+        """Look at the rules of applications that have any, each once."""
+        for home in self._homes:
+            self.await_look("rules", home, b"")
+        await self.flush(1)
 
     async def look_at_groups(self) -> None:
         """Hold counts, shapes and states of partitions against what was seen."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.connection import Connection
     from service.groups import GroupDocument
     from service.store import Store
+    from service.verify.look_rules import Book
 
     Part = bytes | str | int
 
@@ -73,6 +74,8 @@ class Census:
         """Members seen in the segments of a group below a tag."""
         self.groups: dict[tuple[bytes, bytes], GroupDocument | None] = {}
         """Documents read lately, for indexes."""
+        self.books: dict[bytes, Book] = {}
+        """What is known of the rules of applications, by the tag of the directory that has them."""
         self.foreign: dict[bytes, int] = {}
         """Keys below tags that nobody owns."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service import ids, keys
 from service.attributes import is_sound
+from service.store_profiles import SHOWN
 from service.verify.findings import STEP, Finding, Unit, in_steps, shown, whole
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 LISTED = 500
 """Identities of one profile that come with its record; more are walked."""
-CUSTOM_ID = "customer_id"
-"""The identity type that a record shows as its custom_id."""
+KINDS = {field: kind for kind, field in SHOWN.items()}
+"""Field of a record -> the identity type that it shows."""
 
 
 class Reservation(NamedTuple):
@@ -62,11 +63,11 @@ def named(field: bytes) -> str:
 
 
 async def look_records(census: Census, tag: bytes, names: list[bytes]) -> list[Finding]:
-    """Look at profiles that have a record: group 0, custom id, every identity listed."""
+    """Look at profiles that have a record: group 0, custom id, mpid, every identity listed."""
     found = []
     place = census.places[tag]
     listed: list[tuple[bytes, bytes]] = []
-    for mixed, (state, custom_id, size, *identities) in zip(
+    for mixed, (state, custom_id, mpid, size, *identities) in zip(
         names,
         await census.call("verify_records", [keys.key(tag, "erasing")], [LISTED, *names]),
         strict=True,
@@ -89,7 +90,8 @@ async def look_records(census: Census, tag: bytes, names: list[bytes]) -> list[F
         if ids.head(mixed) % len(place.env.partitions) != place.partition:
             text = f"{who} has a record in partition {place.partition}, where it does not belong"
             found.append(Finding(unit, "stray", b"", text))
-        found += _look_custom_id(unit, who, custom_id, fields)
+        found += _look_shown(unit, who, "custom_id", custom_id, fields)
+        found += _look_shown(unit, who, "mpid", mpid, fields)
         listed += [(mixed, field) for field in fields]
     for part in in_steps(listed):
         found += await _look_listed(census, tag, part)
@@ -124,8 +126,10 @@ def wrong_field(kind: str, field: bytes, value: bytes) -> str | None:
         return None if is_sound(field, value) else f"the attribute {shown(field)}, which is none"
     if field in {b"created_at", b"seq"}:
         sound = whole(value) is not None
-    elif field in {b"nickname", b"custom_data", b"mpid"}:
+    elif field in {b"nickname", b"custom_data"}:
         sound = _is_text(value)
+    elif field == b"mpid":
+        sound = is_mpid(value)
     else:
         # What it shows as its custom id is held against its identities.
         return None if field == b"custom_id" else f"a field {shown(field)}, which no record has"
@@ -186,17 +190,23 @@ async def _look_recordless(
     ]
 
 
-def _look_custom_id(
-    unit: Unit, who: str, custom_id: bytes | None, fields: list[bytes]
+def _look_shown(
+    unit: Unit, who: str, field: str, shows: bytes | None, fields: list[bytes]
 ) -> list[Finding]:
-    """Hold the custom id that a record shows against the one that it lists."""
-    prefix = keys.identity_field(CUSTOM_ID, "")
-    held = [field.removeprefix(prefix) for field in fields if field.startswith(prefix)]
-    if held == ([] if custom_id is None else [custom_id]):
+    """Hold the custom id, or mpid, that a record shows against the one that it lists."""
+    prefix = keys.identity_field(KINDS[field], "")
+    held = [each.removeprefix(prefix) for each in fields if each.startswith(prefix)]
+    if held == ([] if shows is None else [shows]) and (field != "mpid" or all(map(is_mpid, held))):
         return []
-    has = f"custom id {shown(custom_id)}" if custom_id is not None else "no custom id"
+    name = field.replace("_", " ")
+    has = f"{name} {shown(shows)}" if shows is not None else f"no {name}"
     lists = ", ".join(shown(each) for each in sorted(held)) or "none"
-    return [Finding(unit, "custom_id", b"", f"{who} has {has}, and lists as customer_id {lists}")]
+    return [Finding(unit, field, b"", f"{who} has {has}, and lists as {KINDS[field]} {lists}")]
+
+
+def is_mpid(value: bytes) -> bool:
+    """Tell whether this is an mpid: a signed number of 64 bits as we write it."""
+    return value.isascii() and ids.parse_mpid(f"mpid:{value.decode()}") is not None
 
 
 async def _look_listed(

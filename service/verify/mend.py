@@ -1,8 +1,9 @@
 """Mending what verify found: which mender is for what, and in which order.
 
 Order matters: keys that nobody can read go first, counts are made exact before anything is moved,
-documents are put right before what follows from them, and profiles come last. A mender does what it
-can and says so; what it could not do is found again by the next round.
+documents are put right before what follows from them, then profiles; what is derived from all of
+these comes last. A mender does what it can and says so; what it could not do is found again by the
+next round.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ from service import keys
 from service.errors import BelongError, ScriptFailed, Unavailable
 from service.verify.findings import shown, whole
 from service.verify.look_registry import Registered, client_ids, counters, type_of, workspaces
+from service.verify.mend_derived import (
+    mend_entries,
+    mend_instances,
+    mend_listed,
+    mend_requests,
+    mend_rules,
+)
 from service.verify.mend_groups import (
     mend_counters,
     mend_groups,
@@ -52,7 +60,7 @@ async def mend_keys(census: Census, tag: bytes, findings: list[Finding]) -> list
     done = []
     for each in findings:
         key = keys.parse(each.unit.name)
-        right = b"" if key is None else type_of(key) or b""
+        right = b"" if key is None else type_of(key)
         declared = [keys.key(tag, "version")]
         if await census.call("mend_key", declared, [each.unit.name, right]):
             whose = "registry" if tag == keys.REGISTRY else census.label(tag)
@@ -117,6 +125,15 @@ MENDERS: dict[str, Mend] = {
     "attributes": mend_attributes,
     "reserved": mend_reserved,
     "bucket": mend_buckets,
+    "rules": mend_rules,
+    "requests": mend_requests,
+    "ended": mend_entries,
+    "dirty": mend_entries,
+    "stale": mend_entries,
+    "indexed": mend_entries,
+    "instance": mend_instances,
+    "listed": mend_listed,
+    "facts": mend_listed,
 }
 """Menders by kind of unit, in the order in which they have to run."""
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from service import ids, keys
 from service.errors import Conflict, Erasing, Stale
+from service.store_profiles import SHOWN
 from service.verify.findings import in_steps, now_us, shown
 from service.verify.look_profiles import (
-    CUSTOM_ID,
+    KINDS,
     holders,
+    is_mpid,
     kept,
     named,
     owner,
@@ -22,8 +24,6 @@ from service.verify.mend_members import mend_facts, mend_strays
 if TYPE_CHECKING:
     from service.verify.findings import Census, Finding
 
-_PREFIX = keys.identity_field(CUSTOM_ID, "")
-
 
 async def mend_records(census: Census, tag: bytes, findings: list[Finding]) -> list[str]:
     """Mend records, group 0, and identities that profiles list."""
@@ -32,8 +32,8 @@ async def mend_records(census: Census, tag: bytes, findings: list[Finding]) -> l
     done += await _mend_kept(census, tag, "profile", findings)
     for each in findings:
         try:
-            if each.what == "custom_id":
-                done += await _mend_custom_id(census, tag, each.unit.name)
+            if each.what in KINDS:
+                done += await _mend_shown(census, tag, each.unit.name, each.what)
             elif each.what == "listed":
                 done += await _unlist(census, tag, each.unit.name, each.about)
             elif each.what == "unheld":
@@ -95,56 +95,70 @@ async def _hold(census: Census, tag: bytes, mixed: bytes, field: bytes) -> list[
 
 
 async def _unlist(census: Census, tag: bytes, mixed: bytes, field: bytes) -> list[str]:
-    custom_id = await _custom_id(census, tag, mixed)
-    shows = field.startswith(_PREFIX) and field.removeprefix(_PREFIX) == custom_id
-    if not await _change(census, tag, mixed, custom_id, b"" if shows else custom_id, [field]):
+    shows = await _shown(census, tag, mixed)
+    # Where no record shows identities of this kind, what is shown as custom id stays.
+    name, wanted = "custom_id", shows["custom_id"]
+    for each, kind in KINDS.items():
+        if field == keys.identity_field(kind, "") + shows[each]:
+            name, wanted = each, b""
+    if not await _change(census, tag, mixed, name, shows[name], wanted, [field]):
         return []
     who = f"{census.label(tag)}: profile {census.profile(tag, mixed)}"
     return [f"{who}: {named(field)} unlisted"]
 
 
-async def _mend_custom_id(census: Census, tag: bytes, mixed: bytes) -> list[str]:
-    """Make the record show the customer_id that it lists, or list the one that it shows."""
-    custom_id = await _custom_id(census, tag, mixed)
+async def _mend_shown(census: Census, tag: bytes, mixed: bytes, field: str) -> list[str]:
+    """Make the record show the identity of a kind that it lists, or list the one that it shows."""
+    kind, prefix = KINDS[field], keys.identity_field(KINDS[field], "")
+    shows = (await _shown(census, tag, mixed))[field]
     listed: list[bytes] = []
     async for step in census.walk(keys.of_profile(tag, "identities", mixed), "HSCAN"):
-        listed += [each for each in step[::2] if each.startswith(_PREFIX)]
+        listed += [each for each in step[::2] if each.startswith(prefix)]
     env = census.places[tag].env
+    name = field.replace("_", " ")
     who = f"{census.label(tag)}: profile {census.profile(tag, mixed)}"
+    fit = [each for each in listed if field != "mpid" or is_mpid(each.removeprefix(prefix))]
     if not listed:
         try:
             await census.store.profiles.add_identity(
-                env, env.mixer.unmix(mixed), CUSTOM_ID, custom_id.decode()
+                env, env.mixer.unmix(mixed), kind, shows.decode()
             )
         except (Conflict, UnicodeDecodeError):
-            await _change(census, tag, mixed, custom_id, b"", [])
-            return [f"{who}: its custom id is taken away, another profile has it"]
+            await _change(census, tag, mixed, field, shows, b"", [])
+            return [f"{who}: its {name} is taken away, another profile has it"]
         # Where it was held already and not listed, it is confirmed as any other.
-        await _list(census, tag, mixed, _PREFIX + custom_id)
-        return [f"{who}: its custom id resolves to it again"]
-    chosen = _PREFIX + custom_id if _PREFIX + custom_id in listed else min(listed)
+        await _list(census, tag, mixed, prefix + shows)
+        return [f"{who}: its {name} resolves to it again"]
+    chosen = prefix + shows if prefix + shows in fit else min(fit, default=prefix)
     others = [each for each in listed if each != chosen]
-    await _change(census, tag, mixed, custom_id, chosen.removeprefix(_PREFIX), others)
+    await _change(census, tag, mixed, field, shows, chosen.removeprefix(prefix), others)
     for each in others:
         await release(census, tag, each, mixed)
-    return [f"{who}: its custom id is {named(chosen)}"]
+    return [f"{who}: its {name} is {named(chosen) if fit else 'none'}"]
 
 
-async def _custom_id(census: Census, tag: bytes, mixed: bytes) -> bytes:
-    [[_, custom_id, *_]] = await census.call(
+async def _shown(census: Census, tag: bytes, mixed: bytes) -> dict[str, bytes]:
+    """Read what a record shows of identities, by field; empty where it shows none."""
+    [[_, custom_id, mpid, *_]] = await census.call(
         "verify_records", [keys.key(tag, "erasing")], [0, mixed]
     )
-    return custom_id or b""
+    return {"custom_id": custom_id or b"", "mpid": mpid or b""}
 
 
 async def _change(
-    census: Census, tag: bytes, mixed: bytes, expected: bytes, wanted: bytes, fields: list[bytes]
+    census: Census,
+    tag: bytes,
+    mixed: bytes,
+    field: str,
+    expected: bytes,
+    wanted: bytes,
+    identities: list[bytes],
 ) -> bool:
     return bool(
         await census.call(
             "mend_record",
             [keys.of_profile(tag, "profile", mixed), keys.of_profile(tag, "identities", mixed)],
-            [expected, wanted, *fields],
+            [mixed, now_us(), field, expected, wanted, *identities],
         )
     )
 
@@ -201,7 +215,7 @@ async def _list(census: Census, tag: bytes, mixed: bytes, field: bytes) -> None:
             keys.of_profile(tag, "fence", mixed),
             keys.key(tag, "erasing"),
         ],
-        [mixed, field, now_us(), "custom_id" if kind == CUSTOM_ID else "", value, 0],
+        [mixed, field, now_us(), SHOWN.get(kind, ""), value, 0, now_us()],
     )
     await _replace(census, tag, field, held, mixed + since)
 

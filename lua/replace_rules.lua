@@ -1,0 +1,29 @@
+#!lua
+--[[
+Replace the rules of an application, if nobody changed them since they were read, leave word that
+the partitions are to be told of the new version, and queue the job that follows from it.
+
+KEYS[1]    rules      STRING  definitions and settings, JSON that holds the version
+KEYS[2]    installing STRING  version that partitions are to be told of
+KEYS[3]    jobs       HASH    id -> letter of its state and job
+KEYS[4]    weekly     STRING  when the last weekly run was due, in microseconds
+KEYS[5]    none       never exists
+ARGV[1]    old        the rules as they were read, or ''
+ARGV[2]    new        the rules of the new version
+ARGV[3]    version    integer  the new version
+ARGV[4]    id         of the job to queue, or ''
+ARGV[5]    document   JSON of that job
+ARGV[6]    monday     integer  microseconds, where the application becomes a weekly one; or ''
+Computed   none
+Returns    the id of the job that waits: this one, or another that waited already; '' without one
+Errors     STALE  the rules changed since they were read
+Cost       O(size of the rules): 0.1 ms for ten definitions of ten attributes, 7 ms for a hundred of
+           a hundred, which settings allow; O(jobs); safe to send twice
+]]
+--- @include "include/change_rules"
+local rules, installing, jobs, weekly = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local old, new, version, id, document = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local monday = ARGV[6]
+local waits = change_rules(rules, installing, jobs, old, new, version, id, document)
+if monday ~= '' and type(waits) == 'string' then redis.call('SET', weekly, monday) end
+return waits
