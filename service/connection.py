@@ -46,6 +46,7 @@ NOT_NOW = {
     "NOAUTH": "does not accept our password any more",
     "NOPERM": "does not allow our user what we need",
     "NOREPLICAS": "has too few replicas to write",
+    "NOSCRIPT": "was asked on too many nodes to get a script to the right one in time",
     "OOM": "has no memory left",
     "READONLY": "has become a replica, which cannot be written",
     "TRYAGAIN": "is moving the data that is needed",

@@ -250,7 +250,7 @@ class RecordStore:
                 version = rules.version
                 given, reserved = _given(rules, changes.attributes)
                 dropped = len(reserved)
-                hidden = "\0".join(("", *(each.id for each in rules.definitions), ""))
+                hidden = "".join(f"\0{each.id}\0" for each in rules.definitions)
             now = _now_us()
             try:
                 kept = await self._connection.call(

@@ -26,8 +26,8 @@ local function replace_attributes(attributes, at, now, before, limit, hidden, fi
     return at
   end
   local function is_hidden(name)
-    local owner = match(name, '^([^:]*):')
-    return owner and find(hidden, '\0' .. owner .. '\0', 1, true)
+    local colon = find(name, ':', 1, true)
+    return colon and find(hidden, '\0' .. string.sub(name, 1, colon - 1) .. '\0', 1, true)
   end
   local wanted, fields, deleted, changed = {}, {}, {}, {}
   for i = first, #ARGV, 2 do
@@ -48,7 +48,7 @@ local function replace_attributes(attributes, at, now, before, limit, hidden, fi
   for name, time in pairs(times) do
     if not values[name] then
       deleted[#deleted + 1] = {name, tonumber(time)}
-    elseif not wanted[name] and not is_hidden(name) then
+    elseif not wanted[name] and not (hidden ~= '' and is_hidden(name)) then
       local later = time_of(name)
       if later then
         fields[#fields + 1] = name
