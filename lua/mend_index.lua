@@ -11,10 +11,9 @@ Errors     none
 Cost       O(log instances of the bucket); safe to send twice
 ]]
 --- @include "include/tag_of"
+--- @include "include/index_key"
 local iid = ARGV[1]
 local tag = tag_of(KEYS[1])
 local number = redis.call('HGET', tag .. ':instance:' .. iid, 'number')
 if not string.match(number or '', '^[1-9]%d*$') then return 0 end
-local a, b = string.byte(iid, 1, 2)
-local index = tag .. ':index:' .. number .. ':' .. math.floor((a * 256 + b) / 64)
-return redis.call('ZADD', index, 0, iid)
+return redis.call('ZADD', index_key(tag, number, iid), 0, iid)

@@ -14,6 +14,7 @@ Errors     none
 Cost       O(1); what they held is freed in the background; safe to send twice
 ]]
 --- @include "include/tag_of"
+--- @include "include/index_key"
 local stale, ended = KEYS[1], KEYS[2]
 local iid = ARGV[1]
 local call, match = redis.call, string.match
@@ -24,8 +25,7 @@ if match(header[2] or '', '^%d+$') and tonumber(header[2]) < 2 ^ 53 then
   call('ZADD', ended, header[2], iid)
 end
 if header[1] then
-  local a, b = string.byte(iid, 1, 2)
-  call('ZREM', tag .. ':index:' .. header[1] .. ':' .. math.floor((a * 256 + b) / 64), iid)
+  call('ZREM', index_key(tag, header[1], iid), iid)
 end
 call('ZREM', stale, iid)
 return call('UNLINK', key, tag .. ':contributors:' .. iid, tag .. ':formers:' .. iid)

@@ -17,6 +17,7 @@ Errors     none
 Cost       O(instances), about 5 us each; safe to send twice
 ]]
 --- @include "include/tag_of"
+--- @include "include/index_key"
 --- @include "include/raised"
 local stale, ended = KEYS[1], KEYS[2]
 local now = ARGV[1]
@@ -39,9 +40,7 @@ for i = 2, #ARGV, 4 do
     letter = 'F'
   else
     if held and rest == '0' then
-      local a, b = string.byte(iid, 1, 2)
-      local bucket = math.floor((a * 256 + b) / 64)
-      call('ZREM', tag .. ':index:' .. call('HGET', key, 'number') .. ':' .. bucket, iid)
+      call('ZREM', index_key(tag, call('HGET', key, 'number'), iid), iid)
       call('DEL', key)
       call('ZADD', ended, version, iid)
       letter = '0'

@@ -18,9 +18,10 @@ Errors     none
 Cost       O(budget), about 5 us each
 ]]
 --- @include "include/tag_of"
+--- @include "include/index_key"
 local stale = KEYS[1]
 local cursor, budget = ARGV[1], tonumber(ARGV[2])
-local call, match, sub, byte = redis.call, string.match, string.sub, string.byte
+local call, match, sub = redis.call, string.match, string.sub
 local tag = tag_of(stale)
 local header = {number = true, value = true, version = true, rules = true, limit = true}
 local reply = {0, '0'}
@@ -29,15 +30,13 @@ for i = 3, #ARGV do
   local iid = ARGV[i]
   local key, contributors = tag .. ':instance:' .. iid, tag .. ':contributors:' .. iid
   local found = call('HMGET', key, 'number', 'value', 'version', 'rules', 'limit')
-  local a, b = byte(iid, 1, 2)
-  local index = ':index:' .. (found[1] or '0') .. ':' .. math.floor((a * 256 + b) / 64)
   local held = call('HLEN', key)
   for j = 1, 5 do
     if found[j] then held = held - 1 end
   end
   found[6] = call('ZSCORE', stale, iid) and 1 or 0
   found[7] = call('ZCARD', tag .. ':formers:' .. iid)
-  found[8] = call('ZSCORE', tag .. index, iid) and 1 or 0
+  found[8] = call('ZSCORE', index_key(tag, found[1] or '0', iid), iid) and 1 or 0
   found[9] = held
   found[10] = call('ZCARD', contributors)
   budget = budget - 2

@@ -3,8 +3,9 @@
 -- which is '' where its contribution ends. No instance comes twice. Gives an answer for each, or an
 -- error.
 --- @include "include/raised"
+--- @include "include/index_key"
 local function change_contributions(tag, rules, limit, now, first)
-  local call, match, sub, byte = redis.call, string.match, string.sub, string.byte
+  local call, match, sub = redis.call, string.match, string.sub
   local stale, ended = tag .. ':stale', tag .. ':ended'
   local new_rules = tonumber(rules)
   -- All that is read in few commands, and all checks before the first write.
@@ -89,9 +90,7 @@ local function change_contributions(tag, rules, limit, now, first)
           if last then revived[#revived + 1] = iid end
           version, floor, changed = '0', math.max(tonumber(last or '0'), told), true
           fields = {'number', number, 'value', value, 'rules', rules, 'limit', limit}
-          local a, b = byte(iid, 1, 2)
-          local bucket = math.floor((a * 256 + b) / 64)
-          call('ZADD', tag .. ':index:' .. number .. ':' .. bucket, 0, iid)
+          call('ZADD', index_key(tag, number, iid), 0, iid)
         end
         if held_rest == rest then
           after = counts(order)
