@@ -70,17 +70,26 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.id}:{attribute}"
 
 
+class Ruled(msgspec.Struct, frozen=True, array_like=True):
+    """A dynamic group: its number, and the version of the rules with which its rule tree came."""
+
+    number: int
+    version: int
+
+
 class Rules(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """All definitions of an application, and what else decides what follows from facts.
 
     `version` 0 is that of an application that never had any. `limit` is how many users of an
-    instance count; `weekly`, that facts are looked at on Mondays, and not when they change.
+    instance count; `weekly`, that definitions look at facts on Mondays, and not when they change.
+    `dynamic` are the dynamic groups of production; their rule trees are kept with them.
     """
 
     version: int = 0
     limit: int = 10
     weekly: bool = False
     definitions: tuple[Definition, ...] = ()
+    dynamic: tuple[Ruled, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:

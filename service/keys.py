@@ -25,10 +25,14 @@ key                                         type   holds
                                                    of inactive ones under ``inactive_…``
 ``{7}:attribute:<length>:<key>[=<value>]``  zset   groups by attribute key, and by key and value
 ``{7}:intents``, ``{7}:deleting``           zset   n -> version: states to install, groups to sweep
-``{7}:rules``                               string definitions and their version (production's)
+``{7}:rules``                               string definitions, which groups are dynamic, and their
+                                                   version (production's)
 ``{7}:jobs``                                hash   id -> job, of the application (production's)
 ``{7}:installing``                          string version of rules being told to the partitions
 ``{7}:weekly``                              string when the last weekly run was due, in us
+``{7}:built``                               hash   n -> version of the rules by which a dynamic group
+                                                   was built; ``wanted``, ``whole``: when a job over
+                                                   everything was wanted last, and which one was done
 ``{7}:allowance:<caller>``                  string when a caller's allowance is whole again, in us;
                                                    expires then
 ``{7.p}:m:<id>``                            hash   memberships of a profile: n -> joined_at in us;
@@ -51,6 +55,18 @@ key                                         type   holds
 ``{7.p}:dirty``                             zset   mixed ids whose derived data is behind -> since
 ``{7.p}:instances:<id>``                    hash   instances that a profile contributes to ->
                                                    ``<number> <version> <rules> <JSON values>``
+``{7.p}:named``                             set    what rule trees name: attributes; ``\\0<n>``, static
+                                                   groups (0: having any fact at all);
+                                                   ``\\0:<number>``, what a definition shares
+``{7.p}:changed:<id>``                      set    what of that changed of a profile, and rules have
+                                                   yet to follow; ``\\0=<n>``: a rule to look at
+``{7.p}:unsettled``                         zset   mixed ids that have such -> since
+``{7.p}:due``                               zset   mixed id and n -> when time alone may turn the rule
+                                                   of dynamic group n, in us; more than needed is
+                                                   harmless, a wake-up call
+``{7.p}:dynamic``                           set    numbers of dynamic groups that have had members here
+``{7.p}:turnover:<hour>``                   hash   ``+<n>``, ``-<n>``: how many a dynamic group gained
+                                                   and lost in an hour since 1970; expires
 ``{7.p}:requests:<id>``                     zset   ingested batches: hash of key and request -> when
 ``{7.q}:instance:<iid>``                    hash   number, value, rules, limit, version; mixed id ->
                                                    ``<seq> <since> <order> <JSON>``
@@ -63,8 +79,6 @@ key                                         type   holds
 ``{7.q}:index:<number>:<bucket>``           zset   instances of a definition, scores 0
 ``{7.p}:none``                              -      never exists; last key of every script call
 =========================================== ====== =================================================
-
-``due`` is reserved for rules that depend on time.
 """
 
 from __future__ import annotations
@@ -111,19 +125,20 @@ DIRECTORY_KINDS = frozenset({
     "group", "group_ids", "group_custom_ids", "numbers", "version", "groups", "inactive",
     "group_names", "group_types", "attribute", "inactive_names", "inactive_types",
     "inactive_attribute", "intents", "deleting", "allowance", "rules", "jobs", "installing",
-    "weekly",
+    "weekly", "built",
 })  # fmt: skip
 PARTITION_KINDS = frozenset({
     "m", "g", "count", "shape", "state", "erasing", "profile", "attributes", "identities", "fence",
     "identity", "reserved", "dirty", "rules", "watch", "due", "instance", "stale",
-    "instances", "requests", "contributors", "formers", "ended", "index",
+    "instances", "requests", "contributors", "formers", "ended", "index", "named", "changed",
+    "unsettled", "dynamic", "turnover",
 })  # fmt: skip
 REGISTRY_KINDS = frozenset({
     "format", "applications", "client_ids", "workspaces", "credentials", "deleted", "keys",
     "numbers", "version",
 })  # fmt: skip
 
-EXPIRING = frozenset({"allowance", "fence", "requests"})
+EXPIRING = frozenset({"allowance", "fence", "requests", "turnover"})
 """Kinds of keys that go by themselves: what a deleted application may leave behind."""
 
 
@@ -218,6 +233,26 @@ def instance_index(tag: bytes, number: int, bucket: int) -> bytes:
     return tag + b":index:%d:%d" % (number, bucket)
 
 
+def named_group(number: int) -> bytes:
+    """Give how `named` and `changed` call a static group; 0: having any fact at all."""
+    return b"\0%d" % number
+
+
+def named_definition(number: int) -> bytes:
+    """Give how `named` and `changed` call what the definition of a number shares."""
+    return b"\0:%d" % number
+
+
+def named_rule(number: int) -> bytes:
+    """Give how `changed` calls the rule of a dynamic group itself."""
+    return b"\0=%d" % number
+
+
+def turnover(tag: bytes, hour: int) -> bytes:
+    """Give what dynamic groups gained and lost in an hour (hours since 1970)."""
+    return tag + b":turnover:%d" % hour
+
+
 def identity_bucket(tag: bytes, bucket: int) -> bytes:
     """Give a bucket of identities."""
     return tag + b":identity:%d" % bucket
@@ -291,12 +326,13 @@ _REST: dict[str, re.Pattern[bytes]] = {
     "g": re.compile(rb"(0|[1-9]\d*):\d+:\d+"),
     "identity": re.compile(rb"\d+"),
     "index": re.compile(rb"[1-9]\d*:\d+"),
+    "turnover": re.compile(rb"\d+"),
     "attribute": re.compile(rb"\d+:.*", re.DOTALL),
     "inactive_attribute": re.compile(rb"\d+:.*", re.DOTALL),
 }
 _OF_ONE = frozenset({
     "m", "profile", "attributes", "identities", "fence", "instances", "requests",
-    "instance", "contributors", "formers",
+    "instance", "contributors", "formers", "changed",
 })  # fmt: skip
 """Kinds with 16 bytes after them: a mixed id, or that of an instance."""
 _OPEN_REST = frozenset({
