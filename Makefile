@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz lint format bench-memory bench-ingest wheel lock clean
+.PHONY: help serve test fuzz lint format bench-memory bench-ingest bench-dynamic wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,10 @@ bench-memory: $(INSTALLED) ## bytes per membership, on Valkey and on Redis 7.0
 	@$(BIN)/python bench/memory.py
 
 bench-ingest: $(INSTALLED) ## users ingested per second, and where the time goes
-	@$(BIN)/python bench/ingest.py
+	@$(BIN)/python -m bench.ingest
+
+bench-dynamic: $(INSTALLED) ## what dynamic groups and set queries cost
+	@$(BIN)/python -m bench.dynamic
 
 wheel: $(INSTALLED) ## build dist/belong-*.whl
 	@$(BIN)/python -m hatchling build --target wheel

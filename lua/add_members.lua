@@ -13,22 +13,30 @@ ARGV[2]    joined_at integer  microseconds since 1970
 ARGV[3]    limit     integer  static groups that one profile may be in
 ARGV[4]    recorded  0 or 1: only profiles that have a record can be added
 ARGV[5]    ids       packed mixed ids, 16 bytes each, ascending, none twice
-Computed   <tag>:m:<id>, <tag>:g:<group>:<depth>:<prefix>, the same of group 0, <tag>:profile:<id>
+Computed   <tag>:m:<id>, <tag>:g:<group>:<depth>:<prefix>, the same of group 0, <tag>:profile:<id>,
+           <tag>:named, <tag>:changed:<id>, <tag>:unsettled
 Returns    string, a letter per id: + added, = already a member, L over the limit, U unknown and
-           not to be added, E being erased
+           not to be added, E being erased; after them ! where rules have yet to follow
 Errors     INACTIVE  the group is inactive
            DELETED   the group is deleted
 Cost       O(ids), about 10 us each; safe to send twice
 ]]
 --- @include "include/tag_of"
 --- @include "include/require_active"
+--- @include "include/named_of"
 --- @include "include/add_ids"
 local state, erasing = KEYS[1], KEYS[4]
 local group, joined_at, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local recorded, packed = ARGV[4] == '1', ARGV[5]
 local refused = require_active(state, group)
 if refused then return refused end
-local some_erasing = redis.call('EXISTS', erasing) == 1
+local tag = tag_of(state)
+-- PERF: one command says that neither is there, as it is mostly.
+local some = redis.call('EXISTS', erasing, tag .. ':named') > 0
+local some_erasing = some and redis.call('EXISTS', erasing) == 1
+local named = some and named_of(tag, {'\0' .. group, '\0' .. '0'}) or nil
 local outcome = {}
-add_ids(tag_of(state), group, packed, joined_at, limit, recorded, some_erasing, outcome)
+if add_ids(tag, group, packed, joined_at, limit, recorded, some_erasing, named, outcome) then
+  outcome[#outcome + 1] = '!'
+end
 return table.concat(outcome)

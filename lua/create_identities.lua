@@ -11,9 +11,10 @@ ARGV[2]    created_at integer  microseconds since 1970
 ARGV[3..]  bucket, identity, value, candidate, repeated: the bucket's number, the identity's field,
            its value, a drawn mixed id
 Computed   <tag>:identity:<bucket>, <tag>:profile:<id>, <tag>:identities:<id>,
-           <tag>:g:0:<depth>:<prefix>
+           <tag>:g:0:<depth>:<prefix>, <tag>:named, <tag>:changed:<id>, <tag>:unsettled
 Returns    {id, ...}, one per identity: a mixed id, or a reservation (id, r, attempt) that another
-           profile holds and that has to be settled first
+           profile holds and that has to be settled first; after them ! where rules have yet to
+           follow from new profiles
 Errors     none
 Cost       O(identities), about 12 us for each that is new; safe to send twice
 ]]
@@ -21,6 +22,8 @@ Cost       O(identities), about 12 us for each that is new; safe to send twice
 --- @include "include/head_of"
 --- @include "include/owner_of"
 --- @include "include/insert_members"
+--- @include "include/named_of"
+--- @include "include/mark_unsettled"
 local tag = tag_of(KEYS[1])
 local kind, created_at = ARGV[1], ARGV[2]
 local found, entering = {}, {}
@@ -46,4 +49,8 @@ end
 -- Not by the ids themselves: how Lua compares strings is up to the locale of the server.
 table.sort(entering, function(a, b) return head_of(a) < head_of(b) end)
 insert_members(tag, '0', entering)
+if #entering > 0 and named_of(tag, {'\0' .. '0'}) then
+  mark_unsettled(tag, entering, {'\0' .. '0'}, created_at)
+  found[#found + 1] = '!'
+end
 return found

@@ -17,9 +17,10 @@ ARGV[5]    fields     integer  how many fields of the record follow
 ARGV[6]    version    integer  of the rules by which names are inherited; '' without attributes
 ARGV[7..]  field and value, alternating: the record's; then name and JSON value of each attribute
 Computed   <tag>:identity:<bucket>, <tag>:g:0:<depth>:<prefix>, <tag>:count, <tag>:shape,
-           <tag>:watch, <tag>:dirty
-Returns    {record, attributes, instances, version, dirty}: fields and values, alternating; the
-           version of the rules; 1 where what follows from the attributes is behind.
+           <tag>:watch, <tag>:dirty, <tag>:named, <tag>:changed:<id>, <tag>:unsettled
+Returns    {record, attributes, instances, version, behind}: fields and values, alternating; the
+           version of the rules; 1 where contributions have yet to follow, 2 where dynamic groups
+           have, 3 where both have.
            {reservation} (id, r, attempt) where another profile holds the custom id so: that has to
            be settled first
 Errors     TAKEN  the custom id belongs to another profile
@@ -32,18 +33,21 @@ Cost       O(attributes), about 2 us each; safe to send twice
 --- @include "include/replace_attributes"
 --- @include "include/is_watched"
 --- @include "include/mark_dirty"
+--- @include "include/named_of"
+--- @include "include/mark_unsettled"
 --- @include "include/kept_of"
 local profile, attributes, identities, instances, rules =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, created_at, bucket, identity = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local first, version = 7 + 2 * tonumber(ARGV[5]), ARGV[6]
 local call = redis.call
+local tag = tag_of(profile)
+local some = call('EXISTS', tag .. ':named', tag .. ':unsettled') > 0
 if call('HGET', profile, 'created_at') == created_at then
-  return kept_of(profile, attributes, instances, rules, id)
+  return kept_of(profile, attributes, instances, rules, id, some)
 end
 local known = call('GET', rules) or '0'
 if version ~= '' and version ~= known then return redis.error_reply('STALE ' .. known) end
-local tag = tag_of(profile)
 if bucket ~= '' then
   local key = tag .. ':identity:' .. bucket
   local held = call('HGET', key, identity)
@@ -64,4 +68,9 @@ if #changed > 0 then
   if is_watched(tag, changed) then mark_dirty(tag, id, created_at) end
 end
 insert_members(tag, '0', {id})
-return kept_of(profile, attributes, instances, rules, id)
+if some then
+  changed[#changed + 1] = '\0' .. '0'
+  local _, names = named_of(tag, changed)
+  mark_unsettled(tag, {id}, names, created_at)
+end
+return kept_of(profile, attributes, instances, rules, id, some)

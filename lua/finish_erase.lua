@@ -15,7 +15,7 @@ ARGV[2]    now        integer  microseconds since 1970
 ARGV[3]    ttl        integer  seconds that the fence stands: longer than any attempt lives
 ARGV[4..]  identity and since, alternating: released identities, as the profile listed them
 Computed   <tag>:m:<id>, <tag>:attributes:<id>, <tag>:instances:<id>, <tag>:requests:<id>,
-           <tag>:dirty, <tag>:g:0:<depth>:<prefix>
+           <tag>:dirty, <tag>:changed:<id>, <tag>:unsettled, <tag>:g:0:<depth>:<prefix>
 Returns    1 where the profile is erased, 0 where identities, memberships, attributes or instances
            remain
 Errors     none
@@ -43,7 +43,8 @@ if call('EXISTS', profile) == 1 then
   call('DEL', profile)
   delete_members(tag, '0', {id})
 end
-call('DEL', tag .. ':requests:' .. id)
+call('DEL', tag .. ':requests:' .. id, tag .. ':changed:' .. id)
 call('ZREM', tag .. ':dirty', id)
+call('ZREM', tag .. ':unsettled', id)
 call('SREM', erasing, id)
 return 1

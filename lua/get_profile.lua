@@ -29,6 +29,6 @@ if redis.call('SISMEMBER', erasing, id) == 1 then
   return redis.error_reply('ERASING the profile is being erased')
 end
 if not has_fact(tag_of(profile), id) then return redis.error_reply('NOTFOUND Not found.') end
-local kept = kept_of(profile, attributes, instances, rules, id)
+local kept = kept_of(profile, attributes, instances, rules, id, false)
 kept[6] = redis.call('HKEYS', identities)
 return kept

@@ -7,27 +7,39 @@ group 0 in the same step.
 KEYS[1]    state     HASH  state of groups in this partition
 KEYS[2]    erasing   SET   profiles being erased
 KEYS[3]    none      never exists
-ARGV[1]    limit     integer  static groups that one profile may be in
-ARGV[2..]  group, ids, times, repeated: the group's number; packed mixed ids, 16 bytes each,
+ARGV[1]    now       integer  microseconds since 1970
+ARGV[2]    limit     integer  static groups that one profile may be in
+ARGV[3..]  group, ids, times, repeated: the group's number; packed mixed ids, 16 bytes each,
            ascending, none twice; as many times in microseconds since 1970, a blank between them
 Computed   <tag>:m:<id>, <tag>:g:<group>:<depth>:<prefix>, the same of group 0, <tag>:profile:<id>,
-           <tag>:count, <tag>:shape
+           <tag>:count, <tag>:shape, <tag>:named, <tag>:changed:<id>, <tag>:unsettled
 Returns    string, a letter per id in the order given: + added, = already a member, L over the
-           limit, E being erased, D the group is deleted
+           limit, E being erased, D the group is deleted; after them ! where rules have yet to
+           follow
 Errors     none
 Cost       O(ids), about 15 us each; safe to send twice
 ]]
 --- @include "include/tag_of"
 --- @include "include/head_of"
 --- @include "include/insert_members"
+--- @include "include/named_of"
+--- @include "include/mark_unsettled"
+--- @include "include/any_unsettled"
 local state, erasing = KEYS[1], KEYS[2]
-local limit = tonumber(ARGV[1])
+local now, limit = ARGV[1], tonumber(ARGV[2])
 local call, sub = redis.call, string.sub
 local tag = tag_of(state)
-local some_erasing = call('EXISTS', erasing) == 1
+local some = call('EXISTS', erasing, tag .. ':named') > 0
+local some_erasing = some and call('EXISTS', erasing) == 1
+local named
+if some then
+  local names = {'\0' .. '0'}
+  for at = 3, #ARGV, 3 do names[#names + 1] = '\0' .. ARGV[at] end
+  named = named_of(tag, names)
+end
 local memberships = tag .. ':m:'
-local letters, static_of, runs, entering = {}, {}, {}, {}
-for at = 2, #ARGV, 3 do
+local letters, static_of, runs, entering, held_before = {}, {}, {}, {}, {}
+for at = 3, #ARGV, 3 do
   local group, packed = ARGV[at], ARGV[at + 1]
   local held_state = call('HGET', state, group)
   local last = held_state and sub(held_state, -1)
@@ -49,7 +61,10 @@ for at = 2, #ARGV, 3 do
       if size > 0 then
         local held = call('HMGET', key, group, 'd')
         if held[2] then static = size - 1 - tonumber(held[2]) end
-        if held[1] then letter = '=' end
+        if held[1] then
+          letter = '='
+          if named then held_before[#held_before + 1] = id end
+        end
       end
       if letter == '+' then
         local known = static_of[id]
@@ -80,4 +95,17 @@ end
 -- Not by the ids themselves: how Lua compares strings is up to the locale of the server.
 table.sort(entering, function(a, b) return head_of(a) < head_of(b) end)
 insert_members(tag, '0', entering)
+if named then
+  local known = named['\0' .. '0'] and entering or {}
+  local unsettled = #known > 0
+  mark_unsettled(tag, known, {'\0' .. '0'}, now)
+  for i = 1, #runs do
+    local name, fresh = '\0' .. runs[i][1], runs[i][2]
+    if named[name] and #fresh > 0 then
+      mark_unsettled(tag, fresh, {name}, now)
+      unsettled = true
+    end
+  end
+  if unsettled or any_unsettled(tag, held_before) then letters[#letters + 1] = '!' end
+end
 return table.concat(letters)

@@ -15,7 +15,8 @@ Computed   <tag>:group:<number>
 Returns    {last, number, document, version, number, ...}: last is the last number looked at, '' at
            the end; document and version are left out where not asked for
 Errors     none
-Cost       O(scan x indexes), about 1 us each
+Cost       O(scan x indexes), about 1 us each, and 1.2 us a kB of documents, of which a step gives
+           a million bytes and one more
 ]]
 --- @include "include/tag_of"
 --- @include "include/walk_index"
@@ -44,13 +45,18 @@ if #KEYS - 1 > wanted then
     end
   end
 end
-local step = {last or ''}
+local step, bytes = {last or ''}, 0
 for i = 1, #found do
   step[#step + 1] = found[i]
   if documents then
     local held = redis.call('HMGET', groups .. found[i], 'document', 'version')
     step[#step + 1] = held[1]
     step[#step + 1] = held[2]
+    bytes = bytes + (held[1] and #held[1] or 0)
+    if bytes > 1000000 and i < #found then
+      step[1] = found[i]
+      break
+    end
   end
 end
 return step

@@ -23,29 +23,10 @@ Errors     STALE  the document changed since, or is gone
            TAKEN  the custom id is in use
 Cost       O(indexes)
 ]]
---- @include "include/raised"
---- @include "include/index_group"
---- @include "include/announce"
+--- @include "include/replace_group"
 local group, custom_ids, intents, version = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local number, expected, old_custom_id, custom_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local document, now, leaving, switched = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8] == '1'
-local call = redis.call
-local held = call('HGET', group, 'version')
-if held ~= expected then return redis.error_reply('STALE group ' .. number) end
-if custom_id ~= '' and custom_id ~= old_custom_id
-  and call('HEXISTS', custom_ids, custom_id) == 1 then
-  return redis.error_reply('TAKEN custom_id')
-end
-local new_version = raised(held, now)
-call('HSET', group, 'document', document, 'version', new_version)
-if custom_id ~= old_custom_id then
-  if old_custom_id ~= '' then call('HDEL', custom_ids, old_custom_id) end
-  if custom_id ~= '' then call('HSET', custom_ids, custom_id, number) end
-end
-for i = 5, 4 + leaving do
-  call('ZREM', KEYS[i], number)
-end
-index_group(number, 5 + leaving, #KEYS - 1)
-if switched then call('ZADD', intents, new_version, number) end
-announce(version, number)
-return new_version
+local new = {
+  number = ARGV[1], expected = ARGV[2], old_custom_id = ARGV[3], custom_id = ARGV[4],
+  document = ARGV[5], now = ARGV[6], leaving = tonumber(ARGV[7]), switched = ARGV[8] == '1',
+}
+return replace_group(group, custom_ids, intents, version, new, 5)

@@ -23,9 +23,11 @@ ARGV[9]    hidden    ids of definitions, each between NULs: attributes named `<i
            are held, and are not for a client to write
 ARGV[10..] field and value, alternating: of the record, '-' takes the field away, and '=' stands
            before a value; then name and JSON value of each attribute
-Computed   <tag>:m:<id>, <tag>:profile:<id>, <tag>:watch, <tag>:dirty
-Returns    {record, attributes, instances, version, dirty}: fields and values, alternating, as they
-           are now; the version of the rules; 1 where what follows from the attributes is behind
+Computed   <tag>:m:<id>, <tag>:profile:<id>, <tag>:watch, <tag>:dirty, <tag>:named,
+           <tag>:changed:<id>, <tag>:unsettled
+Returns    {record, attributes, instances, version, behind}: fields and values, alternating, as they
+           are now; the version of the rules; 1 where contributions have yet to follow, 2 where
+           dynamic groups have, 3 where both have
 Errors     ERASING   the profile is being erased
            NOTFOUND  nothing is known of it, or it has not the record that is meant
            STALE     the rules are others; the detail is their version
@@ -37,6 +39,8 @@ Cost       O(attributes), about 3 us each; safe to send twice
 --- @include "include/replace_attributes"
 --- @include "include/is_watched"
 --- @include "include/mark_dirty"
+--- @include "include/named_of"
+--- @include "include/mark_unsettled"
 --- @include "include/kept_of"
 local profile, attributes, erasing, instances, rules = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, now, since, at = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
@@ -68,4 +72,10 @@ if #changed > 0 then
   call('HSET', profile, 'seq', raised(call('HGET', profile, 'seq'), now))
   if is_watched(tag, changed) then mark_dirty(tag, id, now) end
 end
-return kept_of(profile, attributes, instances, rules, id)
+-- PERF: one command says that neither is there, as it is mostly.
+local some = call('EXISTS', tag .. ':named', tag .. ':unsettled') > 0
+if some then
+  local _, names = named_of(tag, changed)
+  mark_unsettled(tag, {id}, names, now)
+end
+return kept_of(profile, attributes, instances, rules, id, some)

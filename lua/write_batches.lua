@@ -24,12 +24,13 @@ ARGV[9..]  repeated: mixed id; `new` or `known`; the custom id that the profile 
            after all that is held) and JSON value ('' deletes it)
 Computed   <tag>:profile:<id>, <tag>:attributes:<id>, <tag>:identities:<id>, <tag>:requests:<id>,
            <tag>:identity:<bucket>, <tag>:g:0:<depth>:<prefix>, <tag>:count, <tag>:shape,
-           <tag>:watch, <tag>:dirty
-Returns    {letters, dirty}, a letter per batch that was looked at: + done, = done before, L it
+           <tag>:watch, <tag>:dirty, <tag>:named, <tag>:changed:<id>, <tag>:unsettled
+Returns    {letters, behind}, a letter per batch that was looked at: + done, = done before, L it
            would have too many attributes, S too large ones, E the profile is being erased, R an
            identity or the profile is not what the caller found, M it has no mpid and is to get
-           one, W an earlier batch of the profile waits; dirty is a 1 or 0 for each: whether what
-           follows from the profile's facts is behind
+           one, W an earlier batch of the profile waits; behind is a digit for each: 1 where the
+           profile's contributions have yet to follow from its facts, 2 where its dynamic groups
+           have, 3 where both have, else 0
 Errors     STALE  the version of the rules in force here, which is another one
 Cost       O(ARGV + attributes held), about 30 us a batch; safe to send twice
 ]]
@@ -43,6 +44,8 @@ Cost       O(ARGV + attributes held), about 30 us a batch; safe to send twice
 --- @include "include/insert_members"
 --- @include "include/is_watched"
 --- @include "include/mark_dirty"
+--- @include "include/named_of"
+--- @include "include/mark_unsettled"
 local erasing, rules = KEYS[1], KEYS[2]
 local now, version = ARGV[1], ARGV[2]
 local many, size, deletions = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -54,7 +57,10 @@ local tag = tag_of(erasing)
 local some_erasing = call('EXISTS', erasing) == 1
 local any_watched = is_watched(tag)
 local some_dirty = call('EXISTS', tag .. ':dirty') == 1
-local watched, waiting, entering = {}, {}, {}
+-- PERF: one command says that neither is there, as it is mostly.
+local some_named = call('EXISTS', tag .. ':named', tag .. ':unsettled') > 0
+local some_unsettled = some_named and call('EXISTS', tag .. ':unsettled') == 1
+local watched, is_named, waiting, entering = {}, {}, {}, {}
 -- Bytes and fields that one call may read: about 1 ms.
 local budget = 500000
 
@@ -121,11 +127,16 @@ local function add_identities(id, record, free, first, stop)
   return shown, got_mpid
 end
 
+local function rules_name(name)
+  if is_named[name] == nil then is_named[name] = named_of(tag, {name}) ~= nil end
+  return is_named[name]
+end
+
 -- What of the attributes at ARGV[first] changes what is held: names and values, alternating.
--- `held` is then as it will be. Also live and bytes then, whether anything is deleted, and whether
--- a watched one changes.
+-- `held` is then as it will be. Also live and bytes then, whether anything is deleted, whether a
+-- watched one changes, and those that rules name and whose value becomes another.
 local function changed(held, live, bytes, first, stop)
-  local fields, deletes, watches = {}, false, false
+  local fields, deletes, watches, turned = {}, false, false, {}
   for i = first, stop, 3 do
     local name, time, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local was = held[name]
@@ -163,10 +174,13 @@ local function changed(held, live, bytes, first, stop)
           if watched[name] == nil then watched[name] = is_watched(tag, {name}) end
           watches = watches or watched[name]
         end
+        if some_named and (old or '') ~= value then
+          if rules_name(name) then turned[#turned + 1] = name end
+        end
       end
     end
   end
-  return fields, live, bytes, deletes, watches
+  return fields, live, bytes, deletes, watches, turned
 end
 
 -- Forget deletions that are too old or too many. That takes long where there are many.
@@ -189,7 +203,7 @@ local function remember(id, hash, is_first)
   call('EXPIRE', key, ttl)
 end
 
-local letters, dirty = {}, {}
+local letters, behind = {}, {}
 local at = 9
 while at <= #ARGV and budget > 0 do
   local id, is_new, hash = ARGV[at], ARGV[at + 1] == 'new', ARGV[at + 3]
@@ -200,12 +214,11 @@ while at <= #ARGV and budget > 0 do
   local record = call('HMGET', profile, 'created_at', 'custom_id', 'mpid', 'seq')
   local free = {}
   local letter = refused(id, is_new, ARGV[at + 2], hash, record, free, identities, attributes - 1)
-  local is_dirty = false
   if not letter then
     local key = tag .. ':attributes:' .. id
     local held, live, bytes = {}, 0, 0
     if record[1] then held, live, bytes = read_held(key) end
-    local fields, live_then, bytes_then, deletes, watches =
+    local fields, live_then, bytes_then, deletes, watches, turned =
       changed(held, live, bytes, attributes, stop - 1)
     if live_then > many and live_then > live then
       letter = 'L'
@@ -218,6 +231,7 @@ while at <= #ARGV and budget > 0 do
         shown[#shown + 1] = 'created_at'
         shown[#shown + 1] = now
         entering[#entering + 1] = id
+        if some_named and rules_name('\0' .. '0') then turned[#turned + 1] = '\0' .. '0' end
       end
       if #fields > 0 then call('HSET', key, unpack(fields)) end
       if deletes then drop(key, held) end
@@ -231,18 +245,24 @@ while at <= #ARGV and budget > 0 do
         mark_dirty(tag, id, now)
         some_dirty = true
       end
+      if #turned > 0 then
+        mark_unsettled(tag, {id}, turned, now)
+        some_unsettled = true
+      end
       if hash ~= '' and ARGV[at + 4] == '1' then remember(id, hash, not record[1]) end
     end
   end
   if letter == 'E' or letter == 'R' or letter == 'M' then waiting[id] = true end
-  if some_dirty and (letter == '+' or letter == '=') then
-    is_dirty = call('ZSCORE', tag .. ':dirty', id) ~= false
+  local flags = 0
+  if letter == '+' or letter == '=' then
+    if some_dirty and call('ZSCORE', tag .. ':dirty', id) then flags = 1 end
+    if some_unsettled and call('ZSCORE', tag .. ':unsettled', id) then flags = flags + 2 end
   end
   letters[#letters + 1] = letter
-  dirty[#dirty + 1] = is_dirty and '1' or '0'
+  behind[#behind + 1] = flags
   at = stop
 end
 -- Not by the ids themselves: how Lua compares strings is up to the locale of the server.
 table.sort(entering, function(a, b) return head_of(a) < head_of(b) end)
 insert_members(tag, '0', entering)
-return {table.concat(letters), table.concat(dirty)}
+return {table.concat(letters), table.concat(behind)}

@@ -45,6 +45,22 @@ class TenantCall(Call):
         """Whether the token has the scope `admin`."""
         return "admin" in self.principal.scopes
 
+    @property
+    def author(self) -> str:
+        """Who writes: `client_id:<credential id>`; the subject of a token without credential."""
+        principal = self.principal
+        if principal.credential is None:
+            return principal.subject
+        return f"client_id:{principal.credential}"
+
+    def require(self, scope: str) -> None:
+        """See to it that the token has one scope more than the operation asks of everybody.
+
+        :raises Forbidden: it has not
+        """
+        if scope not in self.principal.scopes:
+            raise _lacking(scope, self.principal)
+
     async def profile_id(self, text: str) -> bytes | None:
         """Give the profile that a path or body names by UUID, `mpid:<number>` or custom id.
 

@@ -28,6 +28,7 @@ from service.bulk_lines import (
 )
 from service.endpoint import ENCODER, IDS_PER_TURN, Resource, Wire, endpoint, require_plain
 from service.errors import Forbidden, NotFound, Unauthorized, Unavailable, Unwritable
+from service.groups import NotStatic
 from service.store_bulk import (
     ADD,
     ADD_RECORDED,
@@ -38,6 +39,7 @@ from service.store_bulk import (
     REMOVE,
     Changes,
 )
+from service.store_group_directory import FOLLOWS, READERS, all_done
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -145,7 +147,8 @@ class Bulk(Resource):
         by a last line that counts everything: without that the answer is not complete. With
         `results=all` a line of answer for each line comes while the body is read: the client has
         to read them meanwhile. Changes of one profile in one group are made in the order of their
-        lines. A line that does not fit fails alone. A token that ends meanwhile ends the request.
+        lines. A line that does not fit fails alone, and so does one of a dynamic group, whose
+        members follow its rule tree. A token that ends meanwhile ends the request.
         Repeating is safe.
         """
         require_plain(call.request)
@@ -368,24 +371,43 @@ class _Attempt:
         """Do what can be done of some lines; give those that are left, in their order."""
         window = self._window
         gids = dict.fromkeys([window.groups[place] for place in todo])
-        self._numbers = await _patiently(lambda: self._groups.numbers_of(self._env, gids))
-        gone = [gid for gid, number in self._numbers.items() if number is None]
-        todo = await self._resolved(self._without(todo, gone))
+        numbers = await _patiently(lambda: self._groups.static_numbers_of(self._env, gids))
+        self._numbers = {gid: n if isinstance(n, int) else None for gid, n in numbers.items()}
+        dynamic = [gid for gid, number in numbers.items() if number is NotStatic.DYNAMIC]
+        active = await self._active(dynamic)
+        gone = [gid for gid, n in self._numbers.items() if n is None and gid not in active]
+        todo = self._without(self._without(todo, gone), active, FOLLOWS)
+        todo = await self._resolved(todo)
         if not todo:
             return []
         changes = await self._changes(todo)
         await _patiently(lambda: self._call.store.bulk.change_members(self._env, changes))
         return await self._left(todo, changes.letters)
 
-    def _without(self, todo: list[int], gone: Collection[str]) -> list[int]:
-        """Refuse the lines of groups that are gone, and give the others."""
+    async def _active(self, gids: list[str]) -> set[str]:
+        """Give those groups that are active; of none of the others anything is told."""
+        active: set[str] = set()
+
+        async def look(gid: str) -> None:
+            with contextlib.suppress(NotFound):
+                await _patiently(lambda: self._groups.get_group(self._env, gid))
+                active.add(gid)
+
+        for start in range(0, len(gids), READERS):
+            await all_done(*map(look, gids[start : start + READERS]))
+        return active
+
+    def _without(
+        self, todo: list[int], gone: Collection[str], detail: str = NO_SUCH_GROUP
+    ) -> list[int]:
+        """Refuse the lines of some groups, of those that are gone, and give the others."""
         if not gone:
             return todo
         window = self._window
         gone = frozenset(gone)
         for place in todo:
             if window.groups[place] in gone:
-                window.refused[place] = ("invalid", NO_SUCH_GROUP)
+                window.refused[place] = ("invalid", detail)
         return [place for place in todo if place not in window.refused]
 
     async def _resolved(self, todo: list[int]) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from service import keys, scripts
-from service.errors import Unavailable
+from service.errors import Unavailable, Unwritable
 from service.store_groups import all_done
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class CatchingUp:
     async def catch_up(self, before_us: int) -> int:
         """Work on what has been behind since before a moment, partitions side by side. How many.
 
-        The first failure is raised when all others are done; Unavailable at once.
+        The first failure is raised when all others are done, also where the store is full;
+        Unavailable else at once.
         """
         done = await all_done(*(self._of_partition(tag, before_us) for tag in self._env.partitions))
         if self._failures:
@@ -93,10 +94,12 @@ class CatchingUp:
         """Work on some, one by one where that fails; put back what fails. How many that is."""
         try:
             await self._work(todo)
-        except Unavailable:
-            raise
-        except Exception as ex:  # noqa: BLE001  (raised in the end, after the others)
-            if len(todo) > 1:
+        except Exception as ex:
+            # On a full store those go on who need no room: the others do not stand before them.
+            is_full = isinstance(ex, Unwritable)
+            if isinstance(ex, Unavailable) and not is_full:
+                raise
+            if len(todo) > 1 and not is_full:
                 return sum([await self._work_on(tag, [each]) for each in todo])
             self._failures.append(ex)
             await self._connection.call(
@@ -105,5 +108,5 @@ class CatchingUp:
                 [time.time_ns() // 1000, *todo],
                 bulk=True,
             )
-            return 1
+            return len(todo)
         return 0

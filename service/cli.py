@@ -231,6 +231,7 @@ async def app_create(
 @click.option("--definitions-per-workspace", type=int, help="1 to 100. Default: 1.")
 @click.option("--attributes-per-definition", type=int, help="1 to 100. Default: 10.")
 @click.option("--users-per-group", type=int, help="1 to 1000: those who came first. Default: 10.")
+@click.option("--dynamic-groups", type=int, help="1 to 5000: that follow rules. Default: 1000.")
 @_json
 @_with_store
 async def app_update(
@@ -524,6 +525,7 @@ def _application(application: Application) -> dict[str, Any]:
         "definitions_per_workspace": application.definitions_per_workspace,
         "attributes_per_definition": application.attributes_per_definition,
         "users_per_group": application.users_per_group,
+        "dynamic_groups": application.dynamic_groups,
         "created_at": _time(application.created_at_us),
     }
 

@@ -148,7 +148,7 @@ class Definitions(Resource):
             raise Unprocessable(message)
         new = msgspec.structs.replace(new, **body.changes())
         made, job = await call.store.definitions.create_definition(
-            call.application, new, _author(call)
+            call.application, new, call.author
         )
         _name_job(call, job)
         return _body(made)
@@ -179,7 +179,7 @@ class OneDefinition(Resource):
         """
         changes = DefinitionChanges(**body.changes())
         changed, job = await call.store.definitions.update_definition(
-            call.application, did, changes, _author(call)
+            call.application, did, changes, call.author
         )
         _name_job(call, job)
         return _body(changed)
@@ -227,14 +227,6 @@ def _attributes(given: list[NewSharedAttribute]) -> tuple[GroupAttribute, ...]:
             raise Unprocessable(message)
         made[name] = GroupAttribute(name, kind)
     return tuple(made.values())
-
-
-def _author(call: TenantCall) -> str:
-    """Give who writes: `client_id:<credential id>`; the subject of a token without credential."""
-    principal = call.principal
-    return (
-        principal.subject if principal.credential is None else f"client_id:{principal.credential}"
-    )
 
 
 def _name_job(call: TenantCall, job: str | None) -> None:

@@ -237,6 +237,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
     """Media type of the reply; where it is lines, `reply` is what stands on the last one."""
     lines: tuple[Any, ...] = ()
     """The structs of the other lines."""
+    accepted: Any = None
+    """The struct that is answered with 202, where that is not the reply."""
     problems: Mapping[int, Any] = {}
     """Status -> struct of an error that has not the face's shape."""
     empty: bool = False
@@ -266,6 +268,8 @@ class Operation(msgspec.Struct, frozen=True):
     wire: Wire = Wire()
     noun: str = ""
     """The module of the responder."""
+    also: tuple[str, ...] = ()
+    """Scopes that are needed beside `scope`."""
 
 
 _OPERATIONS: dict[Responder, Operation] = {}
@@ -287,15 +291,16 @@ def endpoint(
     own: bool = False,
     errors: tuple[HTTPStatus, ...] = (),
     wire: Wire = _PLAIN,
+    also: tuple[str, ...] = (),
 ) -> Callable[[Responder], Responder]:
     """Make a Falcon responder of `async def on_x(self, call[, body][, query], *, <path>)`.
 
     Without a `scope` anybody may call it and it gets a `Call`; with one it gets a `TenantCall` of
     the application that `{cid}` or `{ws}` of the path, `?client_id=` or the token names; with
-    `basic`, of the one that the credential is for. With `own` a profile token may call it, too: the
-    responder sees to it that it is for `principal.profile` alone. It answers a struct, finished
-    JSON as bytes, or None for an answer without a body (204, unless `status` says 202), or where it
-    gave the response a stream.
+    `basic`, of the one that the credential is for. The scopes `also` are needed beside `scope`.
+    With `own` a profile token may call it, too: the responder sees to it that it is for
+    `principal.profile` alone. It answers a struct, finished JSON as bytes, or None for an answer
+    without a body (204, unless `status` says 202), or where it gave the response a stream.
     """
     decoder = None if body is None else msgspec.json.Decoder(body)
     default_query = None if query is None else msgspec.convert({}, query, strict=False)
@@ -317,6 +322,8 @@ def endpoint(
             in_path = "cid" in params
             if scope is not None:
                 call = await _admission(call, params, scope, own=own, basic=wire.basic)
+                for each in also:
+                    call.require(each)
             arguments: list[object] = [call]
             if decoder is not None:
                 arguments.append(decoded(decoder, body, await read_body(req)))
@@ -345,6 +352,7 @@ def endpoint(
             description.strip(),
             wire,
             responder.__module__.rpartition(".")[2],
+            also,
         )
         return respond
 

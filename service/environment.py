@@ -26,6 +26,7 @@ class Settings(TypedDict, total=False):
     definitions_per_workspace: Annotated[int, Meta(ge=1, le=100)]
     attributes_per_definition: Annotated[int, Meta(ge=1, le=100)]
     users_per_group: Annotated[int, Meta(ge=1, le=1_000)]
+    dynamic_groups: Annotated[int, Meta(ge=1, le=5_000)]
 
 
 class EnvironmentDocument(msgspec.Struct, frozen=True):
@@ -69,6 +70,8 @@ class ApplicationDocument(msgspec.Struct, frozen=True, kw_only=True):
     definitions_per_workspace: int = 1
     attributes_per_definition: int = 10
     users_per_group: int = 10
+    dynamic_groups: int = 1000
+    """How many groups may follow a rule tree."""
     deleting_since_us: int | None = None
     """Set while it is deleted: no process knows it any more, but what it has is still its own."""
 
@@ -77,6 +80,7 @@ class Environment:
     """One environment of an application, ready to use: what every store method takes first."""
 
     __slots__ = (
+        "client_id",
         "directory",
         "groups_per_profile",
         "mixer",
@@ -91,6 +95,7 @@ class Environment:
     def __init__(self, name: str, document: EnvironmentDocument, of: ApplicationDocument) -> None:
         """Compute tags and the mixer once."""
         self.name = name
+        self.client_id = of.client_id
         self.number = document.number
         self.directory = keys.directory(document.number)
         self.partitions = tuple(keys.partition(tag) for tag in document.tags)
@@ -125,6 +130,7 @@ class Application(msgspec.Struct, frozen=True, kw_only=True):
     definitions_per_workspace: int
     attributes_per_definition: int
     users_per_group: int
+    dynamic_groups: int
     environments: dict[str, Environment]
 
     @property
@@ -152,6 +158,7 @@ def as_application(number: int, document: ApplicationDocument) -> Application:
         definitions_per_workspace=document.definitions_per_workspace,
         attributes_per_definition=document.attributes_per_definition,
         users_per_group=document.users_per_group,
+        dynamic_groups=document.dynamic_groups,
         environments={
             name: Environment(name, environment, document)
             for name, environment in document.environments.items()

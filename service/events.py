@@ -157,6 +157,12 @@ async def _write(call: TenantCall, updates: Sequence[UserUpdate], now_us: int) -
                 counters.count("belong_ingest_batches_total", word, by=by)
         if done.dropped:
             counters.count("belong_ingest_dropped_attributes_total", by=done.dropped)
+        if not (done.dirty or done.unsettled):
+            continue
+        changes = {change.name for place in places for change in updates[place].changes}
+        names = [each.encode() for each in changes]
         if done.dirty:
-            await call.store.derivation.derive_profiles(env, done.dirty)
+            await call.store.derivation.derive_profiles(env, done.dirty, names=names)
+        if done.unsettled:
+            await call.store.settling.settle(env, done.unsettled, names)
     return bytes(letters)

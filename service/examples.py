@@ -53,7 +53,7 @@ class Example(msgspec.Struct, frozen=True):
         return "_".join(self.summary.lower().replace("`", "").rstrip(".").split())
 
 
-_ALICE = {
+ALICE = {
     "id": "174cc6dd-c1da-42d2-886e-c48b2bf803a8",
     "nickname": "Profile 174cc6dd",
     "custom_id": "alice",
@@ -92,7 +92,7 @@ _GRACE = _ADA | {
     ),
 }
 
-_GOLD = {
+GOLD = {
     "id": "7b9a6f0e-2b0c-4b8e-9f7e-0d6a3c1e5f11",
     "name": "Gold",
     "is_active": True,
@@ -119,11 +119,11 @@ _SILVER = {
 _BOB = "d4b24ed2-f242-4a5a-9ae1-d9b7834f5a98"
 
 _GOLD_OF_ALICE = {
-    "group_id": _GOLD["id"],
+    "group_id": GOLD["id"],
     "group_name": "Gold",
     "profile_count": 1,
     "is_active": True,
-    "created_at": _GOLD["created_at"],
+    "created_at": GOLD["created_at"],
     "custom_id": "gold",
 }
 
@@ -332,7 +332,7 @@ EXAMPLES: tuple[Example, ...] = (
         "POST",
         "profile-groups/",
         201,
-        _GOLD,
+        GOLD,
         body={
             "name": "Gold",
             "description": "Customers of ten years",
@@ -373,7 +373,7 @@ EXAMPLES: tuple[Example, ...] = (
         "GET",
         "profile-groups/?attributes=tier:1",
         200,
-        _page(_GOLD),
+        _page(GOLD),
     ),
     Example(
         "list_groups",
@@ -382,12 +382,12 @@ EXAMPLES: tuple[Example, ...] = (
         "profile-groups/?page_size=1&fields=id,name",
         200,
         _page(
-            {"id": _GOLD["id"], "name": "Gold"},
+            {"id": GOLD["id"], "name": "Gold"},
             count=2,
             after="profile-groups/?page_size=1&fields=id,name&cursor=9fJ0SkqmpcZ7Yw3v0b1XkQIAAA",
         ),
     ),
-    Example("get_group", "A group by its custom id", "GET", "profile-groups/gold/", 200, _GOLD),
+    Example("get_group", "A group by its custom id", "GET", "profile-groups/gold/", 200, GOLD),
     Example(
         "get_group",
         "A group that does not exist",
@@ -456,7 +456,7 @@ EXAMPLES: tuple[Example, ...] = (
         "GET",
         "profile-groups/gold/members/",
         200,
-        _page(_ALICE),
+        _page(ALICE),
     ),
     Example(
         "get_member",
@@ -464,7 +464,7 @@ EXAMPLES: tuple[Example, ...] = (
         "GET",
         "profile-groups/gold/members/alice/",
         200,
-        _ALICE,
+        ALICE,
     ),
     Example(
         "list_profile_groups",
@@ -484,7 +484,7 @@ EXAMPLES: tuple[Example, ...] = (
         body={
             "pairs": [
                 {"custom_id": "alice", "group_id": "gold"},
-                {"profile_id": _BOB, "group_id": _GOLD["id"]},
+                {"profile_id": _BOB, "group_id": GOLD["id"]},
                 {"custom_id": "alice", "group_id": "bronze"},
             ]
         },

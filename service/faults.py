@@ -45,9 +45,15 @@ POINTS = (
     "derive.settled",
     "derive.released",
     "derive.finished",
+    "dynamic.written",
+    "dynamic.installed",
+    "save.stepped",
     "job.taken",
     "job.stepped",
     "job.finished",
+    "settle.read",
+    "settle.written",
+    "due.marked",
 )
 """Every fault point there is; a test kills the process at each of them."""
 

@@ -82,7 +82,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     `version` 0 is that of an application that never had any. `limit` is how many users of an
     instance count; `weekly`, that definitions look at facts on Mondays, and not when they change.
-    `dynamic` are the dynamic groups of production; their rule trees are kept with them.
+    `dynamic` are the dynamic groups of production; their rule trees are kept with them. `before` is
+    the version that these took the place of, -1 where that is not known: whoever was told one in
+    between heard of rules that the directory has lost.
     """
 
     version: int = 0
@@ -90,6 +92,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     weekly: bool = False
     definitions: tuple[Definition, ...] = ()
     dynamic: tuple[Ruled, ...] = ()
+    before: int = -1
 
     @cached_property
     def names(self) -> tuple[str, ...]:

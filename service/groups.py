@@ -5,10 +5,22 @@ Pure: structs and their rules. `store_groups.py` reads and changes them.
 
 from __future__ import annotations
 
+import enum
+from typing import Any
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from service import keys
+from service.rules import Tree
+
+DYNAMIC_TYPE = "dynamic"
+
+
+class NotStatic(enum.Enum):
+    """What stands in the place of a number where only a static group will do."""
+
+    DYNAMIC = "dynamic"
 
 
 class Attribute(msgspec.Struct, frozen=True):
@@ -18,8 +30,13 @@ class Attribute(msgspec.Struct, frozen=True):
     value: str
 
 
-class GroupDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What the directory keeps of a group. `id` is the UUID's text."""
+class GroupDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the directory keeps of a group. `id` is the UUID's text.
+
+    A dynamic one has its rule tree as it is shown, the numbers of the static groups that the tree
+    names by their ids, and the version of the application's rules with which it came. One that a
+    query was saved as has that query.
+    """
 
     id: str
     name: str
@@ -29,6 +46,17 @@ class GroupDocument(msgspec.Struct, frozen=True, kw_only=True):
     created_at_us: int
     attributes: tuple[Attribute, ...]
     membership_type: str
+    created_by: str | None = None
+    modified_by: str | None = None
+    rule_tree: Any = None
+    leaf_groups: dict[str, int] = {}
+    rules_version: int = 0
+    saved_query: Any = None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether members follow a rule tree."""
+        return self.membership_type == DYNAMIC_TYPE
 
 
 class Group(GroupDocument, frozen=True, kw_only=True):
@@ -39,7 +67,11 @@ class Group(GroupDocument, frozen=True, kw_only=True):
 
 
 class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """A group to create. Without `id` a new one is drawn; without `created_at_us` it is now."""
+    """A group to create. Without `id` a new one is drawn; without `created_at_us` it is now.
+
+    A dynamic one has a `rule_tree`, and no other has. `saved_query` is the query whose answer is to
+    become the members of a static one.
+    """
 
     name: str
     is_active: bool = True
@@ -49,16 +81,25 @@ class NewGroup(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
     membership_type: str = "static"
     created_at_us: int | None = None
+    created_by: str | None = None
+    modified_by: str | None = None
+    rule_tree: Tree | None = None
+    saved_query: Any = None
 
 
 class GroupChanges(msgspec.Struct, frozen=True, kw_only=True):
-    """What to change of a group; UNSET stays as it is. `attributes` replaces the list."""
+    """What to change of a group; UNSET stays as it is.
+
+    `attributes` replaces the list, `rule_tree` the tree of a dynamic group.
+    """
 
     name: str | UnsetType = UNSET
     is_active: bool | UnsetType = UNSET
     description: str | UnsetType | None = UNSET
     attributes: tuple[Attribute, ...] | UnsetType = UNSET
     custom_id: str | UnsetType | None = UNSET
+    modified_by: str | UnsetType | None = UNSET
+    rule_tree: Tree | UnsetType = UNSET
 
 
 class GroupQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +117,7 @@ class GroupQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _DOCUMENT = msgspec.json.Decoder(GroupDocument)
+_ENCODER = msgspec.json.Encoder()
 
 
 def decode(number: int, raw: bytes, version: bytes) -> Group:
@@ -83,20 +125,20 @@ def decode(number: int, raw: bytes, version: bytes) -> Group:
     return as_group(_DOCUMENT.decode(raw), number, int(version))
 
 
+def encode(document: GroupDocument) -> bytes:
+    """Give what is stored of a group."""
+    return _ENCODER.encode(document)
+
+
+def encode_tree(tree: object) -> bytes:
+    """Give what is stored of a rule tree."""
+    return _ENCODER.encode(tree)
+
+
 def as_group(document: GroupDocument, number: int, version: int) -> Group:
     """Give the group of a document under its number, in this version."""
-    return Group(
-        id=document.id,
-        name=document.name,
-        is_active=document.is_active,
-        description=document.description,
-        custom_id=document.custom_id,
-        created_at_us=document.created_at_us,
-        attributes=document.attributes,
-        membership_type=document.membership_type,
-        number=number,
-        version=version,
-    )
+    held = {name: getattr(document, name) for name in GroupDocument.__struct_fields__}
+    return Group(**held, number=number, version=version)
 
 
 def group_indexes(tag: bytes, document: GroupDocument) -> set[bytes]:

@@ -23,6 +23,8 @@ TEXT_SIZE = 36
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _MPID = re.compile(r"mpid:(-?[1-9][0-9]{0,18}|0)")
 _MPIDS = range(-(2**63), 2**63)
+_AUDIENCE = re.compile(r"[1-9][0-9]{0,18}")
+_NUMBER_BITS = 32
 _CUSTOM_ID = "custom_id:"
 _HYPHENS = (8, 13, 18, 23)
 _HEADS = struct.Struct(">I12x")
@@ -51,6 +53,19 @@ def parse_mpid(text: str) -> int | None:
     """Give the number of `mpid:<number>`, a signed 64-bit one; None for any other text."""
     match = _MPID.fullmatch(text)
     return number if match and (number := int(match[1])) in _MPIDS else None
+
+
+def audience_id(environment: int, number: int) -> int:
+    """Give the id of an audience: the number of its environment, and that of the dynamic group."""
+    return environment << _NUMBER_BITS | number
+
+
+def parse_audience_id(text: str) -> tuple[int, int] | None:
+    """Give the numbers of an audience's environment and group; None for any other text."""
+    if _AUDIENCE.fullmatch(text) is None:
+        return None
+    environment, number = divmod(int(text), 1 << _NUMBER_BITS)
+    return (environment, number) if environment and number else None
 
 
 def text(packed: bytes) -> str:

@@ -1,6 +1,7 @@
-"""Jobs: walks over all profiles of an application, as whoever waits for one sees them.
+"""Jobs: walks over profiles of an application, as whoever waits for one sees them.
 
-They are queued by changes of definitions and by who asks here; the worker runs them.
+They are queued by changes of definitions and of rule trees, by queries that are saved as groups,
+and by who asks here; the worker runs them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class JobBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A job. `done` of `total` profiles were looked at; the total is exact when it is over."""
+    """A job. `done` of `total` profiles were looked at; the total is exact when it is over.
+
+    One that fails has left profiles out, and says why; all others it has seen to.
+    """
 
     id: str
     state: Literal["queued", "running", "done", "failed"]
@@ -36,7 +40,7 @@ class Jobs(Resource):
     async def on_get(self, call: TenantCall) -> list[JobBody]:
         """List the jobs of a workspace.
 
-        The latest first: one that waits, one that runs, and the last 100 that are over.
+        The latest first: those that wait, one that runs, and the last 100 that are over.
         """
         return list(map(_body, await call.store.jobs.list_jobs(call.application)))
 

@@ -30,9 +30,9 @@ key                                         type   holds
 ``{7}:jobs``                                hash   id -> job, of the application (production's)
 ``{7}:installing``                          string version of rules being told to the partitions
 ``{7}:weekly``                              string when the last weekly run was due, in us
-``{7}:built``                               hash   n -> version of the rules by which a dynamic group
-                                                   was built; ``wanted``, ``whole``: when a job over
-                                                   everything was wanted last, and which one was done
+``{7}:built``                               hash   n -> version of the rules by which a dynamic
+                                                   group was built; ``wanted``, ``whole``: when a
+                                                   job over all was wanted last, and which was done
 ``{7}:allowance:<caller>``                  string when a caller's allowance is whole again, in us;
                                                    expires then
 ``{7.p}:m:<id>``                            hash   memberships of a profile: n -> joined_at in us;
@@ -55,18 +55,19 @@ key                                         type   holds
 ``{7.p}:dirty``                             zset   mixed ids whose derived data is behind -> since
 ``{7.p}:instances:<id>``                    hash   instances that a profile contributes to ->
                                                    ``<number> <version> <rules> <JSON values>``
-``{7.p}:named``                             set    what rule trees name: attributes; ``\\0<n>``, static
-                                                   groups (0: having any fact at all);
-                                                   ``\\0:<number>``, what a definition shares
+``{7.p}:named``                             set    what rule trees name: attributes; static groups,
+                                                   NUL and n (0: having any fact at all); what a
+                                                   definition shares, NUL, ``:`` and its number;
+                                                   NUL and ``!`` while names come in several parts
 ``{7.p}:changed:<id>``                      set    what of that changed of a profile, and rules have
-                                                   yet to follow; ``\\0=<n>``: a rule to look at
+                                                   yet to follow; NUL, ``=``, n: a rule to look at
 ``{7.p}:unsettled``                         zset   mixed ids that have such -> since
-``{7.p}:due``                               zset   mixed id and n -> when time alone may turn the rule
-                                                   of dynamic group n, in us; more than needed is
-                                                   harmless, a wake-up call
-``{7.p}:dynamic``                           set    numbers of dynamic groups that have had members here
-``{7.p}:turnover:<hour>``                   hash   ``+<n>``, ``-<n>``: how many a dynamic group gained
-                                                   and lost in an hour since 1970; expires
+``{7.p}:due``                               zset   mixed id and n -> when time alone may turn the
+                                                   rule of dynamic group n, in us; more than needed
+                                                   is harmless, a wake-up call
+``{7.p}:dynamic``                           set    dynamic groups that have had members here
+``{7.p}:turnover:<hour>``                   hash   ``+<n>``, ``-<n>``: how many a dynamic group
+                                                   gained and lost in an hour since 1970; expires
 ``{7.p}:requests:<id>``                     zset   ingested batches: hash of key and request -> when
 ``{7.q}:instance:<iid>``                    hash   number, value, rules, limit, version; mixed id ->
                                                    ``<seq> <since> <order> <JSON>``

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -26,13 +26,17 @@ from service.endpoint import (
 from service.errors import Conflict, Erasing, Invalid, NotFound
 from service.filters import IncludeInactive, Whether, require_admin
 from service.paging import PageBody, Paging, Walk, chosen
+from service.store_group_directory import FOLLOWS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from service.admission import TenantCall
     from service.cuts import Page
+    from service.groups import Group
     from service.store_members import Member
+
+Written = TypeVar("Written")
 
 MANY = 10_000
 """Ids of one call at most (design 3.1)."""
@@ -185,21 +189,22 @@ class Members(Resource):
 
         return walk.body(page, await stepwise(make, page.rows))
 
-    @endpoint("members:write", body=MemberIds, reply=AddedMembers)
+    @endpoint("members:write", body=MemberIds, reply=AddedMembers, errors=(HTTPStatus.CONFLICT,))
     async def on_post(self, call: TenantCall, body: MemberIds, *, gid: str) -> AddedMembers:
         """Add members to a group.
 
-        Ids that are malformed or of members already are told, not refused. Repeating is safe.
+        Ids that are malformed or of members already are told, not refused. Repeating is safe. The
+        members of a dynamic group follow its rule tree: to write them is a conflict (409).
         """
         by_custom_id = body.custom_ids is not UNSET
         if by_custom_id:
             # Custom ids may get profiles before the group's own scripts can refuse.
-            await call.store.groups.get_group(call.environment, gid)
+            await _require_static(call, gid)
         named, invalid = await _named(call, body, adding=True)
         if not named:
-            await call.store.groups.get_group(call.environment, gid)
-        told = await call.store.groups.with_number(
-            call.environment,
+            await _require_static(call, gid)
+        told = await _writing(
+            call,
             gid,
             lambda number: _added(call, number, named, by_custom_id=by_custom_id),
         )
@@ -231,15 +236,15 @@ class Members(Resource):
             )
         if by_custom_id:
             # Custom ids may get profiles before the group's own scripts can refuse.
-            group = await call.store.groups.get_group(call.environment, gid)
+            group = await _require_static(call, gid)
             await call.store.members.check_replaceable(call.environment, group.number)
         named, invalid = await _named(call, body, adding=True)
         if sent and not named:
             field = "custom_ids" if by_custom_id else "profile_ids"
             message = "none of these can be a member; only an empty list empties the group"
             raise Invalid(f"{message} - at `$.{field}`", field)
-        told, removed = await call.store.groups.with_number(
-            call.environment,
+        told, removed = await _writing(
+            call,
             gid,
             lambda number: _replaced(call, number, named, by_custom_id=by_custom_id),
         )
@@ -251,7 +256,12 @@ class Members(Resource):
             errors=_errors(call, told[OVER_THE_LIMIT]),
         )
 
-    @endpoint("members:write", body=MemberIds, status=HTTPStatus.NO_CONTENT)
+    @endpoint(
+        "members:write",
+        body=MemberIds,
+        status=HTTPStatus.NO_CONTENT,
+        errors=(HTTPStatus.CONFLICT,),
+    )
     async def on_delete(self, call: TenantCall, body: MemberIds, *, gid: str) -> None:
         """Remove members from a group.
 
@@ -259,10 +269,10 @@ class Members(Resource):
         """
         named, _ = await _named(call, body, adding=False)
         if not named:
-            await call.store.groups.get_group(call.environment, gid)
+            await _require_static(call, gid)
         packed = b"".join(named)
-        outcome = await call.store.groups.with_number(
-            call.environment,
+        outcome = await _writing(
+            call,
             gid,
             lambda number: call.store.members.remove_members(call.environment, number, packed),
         )
@@ -290,19 +300,47 @@ class OneMember(Resource):
             raise NotFound
         return _body(member)
 
-    @endpoint("members:write", status=HTTPStatus.NO_CONTENT)
+    @endpoint("members:write", status=HTTPStatus.NO_CONTENT, errors=(HTTPStatus.CONFLICT,))
     async def on_delete(self, call: TenantCall, *, gid: str, pid: str) -> None:
         """End one membership, whether it exists or not."""
         profile_id = await call.profile_id(pid)
         if profile_id is None:
-            await call.store.groups.get_group(call.environment, gid)
+            await _require_static(call, gid)
             return
-        outcome = await call.store.groups.with_number(
-            call.environment,
+        outcome = await _writing(
+            call,
             gid,
             lambda number: call.store.members.remove_members(call.environment, number, profile_id),
         )
         await _told({profile_id: pid}, outcome)
+
+
+async def _require_static(call: TenantCall, gid: str) -> Group:
+    """Give a group, read from the directory, whose members can be written.
+
+    :raises NotFound: there is none, or an inactive one
+    :raises Conflict: it is dynamic
+    """
+    group = await call.store.groups.get_group(call.environment, gid)
+    if group.is_dynamic:
+        raise Conflict(FOLLOWS)
+    return group
+
+
+async def _writing(
+    call: TenantCall, gid: str, write: Callable[[int], Awaitable[Written]]
+) -> Written:
+    """Write members of a group under its number; NotFound is confirmed before it is raised.
+
+    :raises Conflict: the group is dynamic
+    """
+    groups, env = call.store.groups, call.environment
+    try:
+        return await groups.with_number(env, gid, write, static=True)
+    except Conflict:
+        # That it is inactive or gone comes first; its kind may be known for longer than that.
+        await groups.get_group(env, gid)
+        raise
 
 
 async def _named(

@@ -132,7 +132,9 @@ METRICS = (
         "counter",
         ("work",),
         "What the background worker finished: `intent`, `reservation`, `erasure` or `sweep`; "
-        "`profile` (what follows from its attributes), `instance` (its members were told) or `job`",
+        "`profile` (what follows from its attributes), `instance` (its members were told), "
+        "`membership` (the dynamic groups of a profile followed, also where time alone turned a "
+        "rule) or `job`",
     ),
     Metric("belong_worker_failures_total", "counter", (), "Environments it could not finish"),
     Metric(
@@ -153,7 +155,14 @@ METRICS = (
         "gauge",
         ("work",),
         "How long the `profile` or `instance` that waits the longest has waited for what follows "
-        f"from attributes; 0 where none waits; looked at every {COUNT_SECONDS} s",
+        "from attributes, and the profile whose `membership` of dynamic groups has; 0 where none "
+        f"waits; looked at every {COUNT_SECONDS} s",
+    ),
+    Metric(
+        "belong_rules_evaluated_total",
+        "counter",
+        (),
+        "Rules of dynamic groups evaluated, so that memberships follow: one for one profile is one",
     ),
     Metric(
         "belong_groups",

@@ -1,8 +1,9 @@
 """The near-cache: what one process remembers of directories, and when it must forget it.
 
 Two things are kept, both bounded: group documents by number, for lists, and the number of a group's
-id, which never changes while the group exists. Nothing here decides whether a group is active:
-member scripts ask `state` in their own slot, so answers are right whatever a cache holds.
+id with whether it is dynamic, which never change while the group exists. Nothing here decides
+whether a group is active: member scripts ask `state` in their own slot, so answers are right
+whatever a cache holds.
 
 Every change of a directory raises its version and is published. A message in sequence drops one
 group; one out of sequence, a (re)subscription, a version that went backwards, that rose without a
@@ -54,7 +55,7 @@ class Fill:
 class Directory:
     """What is known of one directory. `version` is None until it was read once."""
 
-    __slots__ = ("drops", "fills", "groups", "ids", "numbers", "tag", "version")
+    __slots__ = ("drops", "dynamic", "fills", "groups", "ids", "numbers", "tag", "version")
 
     def __init__(self, tag: bytes) -> None:
         """Know nothing."""
@@ -64,11 +65,14 @@ class Directory:
         self.groups: dict[int, Group] = {}
         self.numbers: dict[bytes, int] = {}
         self.ids: dict[int, bytes] = {}
+        self.dynamic: set[int] = set()
+        """Which of the numbers known by an id are those of dynamic groups: none ever changes."""
         self.fills: set[Fill] = set()
 
     def forget(self, number: int) -> None:
         """Drop one group, and its place in every fill under way."""
         self.groups.pop(number, None)
+        self.dynamic.discard(number)
         known = self.ids.pop(number, None)
         if known is not None:
             self.numbers.pop(known, None)
@@ -83,6 +87,7 @@ class Directory:
         self.groups.clear()
         self.numbers.clear()
         self.ids.clear()
+        self.dynamic.clear()
         for fill in self.fills:
             fill.void = True
 
@@ -114,11 +119,14 @@ class Directory:
         finally:
             self.fills.discard(fill)
 
-    def keep_number(self, id16: bytes, number: int) -> None:
-        """Remember the number of an id."""
+    def keep_number(self, id16: bytes, number: int, *, dynamic: bool = False) -> None:
+        """Remember the number of an id, and whether the group is a dynamic one."""
         if len(self.numbers) >= NUMBERS:
-            oldest = next(iter(self.numbers))
-            self.ids.pop(self.numbers.pop(oldest), None)
+            oldest = self.numbers.pop(next(iter(self.numbers)))
+            self.ids.pop(oldest, None)
+            self.dynamic.discard(oldest)
+        if dynamic:
+            self.dynamic.add(number)
         self.numbers[id16] = number
         self.ids[number] = id16
 

@@ -14,13 +14,27 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
 
-from service import __version__, examples, examples_identity, schemas
+from service import (
+    __version__,
+    examples,
+    examples_audiences,
+    examples_dynamic,
+    examples_identity,
+    examples_queries,
+    schemas,
+)
 from service.endpoint import API, ENCODER, JSON, Operation, Resource, endpoint
 from service.errors import BelongError
 from service.examples import ORIGIN, Example
 from service.faces import CODES, IDENTITY_CODES, is_identity
+from service.openapi_parts import (
+    CLIENT_ID,
+    HEADERS,
+    OWN_IDENTITY,
+    REQUEST_ID_PARAMETER,
+    SECURITY,
+)
 from service.paging import PageBody, origin
-from service.registry import SCOPES
 from service.schemas import Json, ref
 
 if TYPE_CHECKING:
@@ -32,7 +46,13 @@ Route = tuple[str, str, Operation]
 
 VERSION = "3.1.1"
 
-EXAMPLES = (*examples.EXAMPLES, *examples_identity.EXAMPLES)
+EXAMPLES = (
+    *examples.EXAMPLES,
+    *examples_identity.EXAMPLES,
+    *examples_dynamic.EXAMPLES,
+    *examples_queries.EXAMPLES,
+    *examples_audiences.EXAMPLES,
+)
 """All of them, in the order in which they tell their story."""
 
 INTRODUCTION = """\
@@ -59,6 +79,7 @@ fields that were asked for.
 
 PARAMETERS = {
     "account": "Id of an account, as mParticle has them. Whatever stands there is passed over.",
+    "aid": "An audience, by its id.",
     "cid": "Client id of the application.",
     "did": "A group definition: the id that it was created with.",
     "file": "Name of a file that the page consists of.",
@@ -72,7 +93,7 @@ PARAMETERS = {
 }
 """What path parameters name."""
 
-INTEGERS = {"mpid", "ws"}
+INTEGERS = {"aid", "mpid", "ws"}
 """Path parameters that are integers of 64 bits."""
 
 MEANINGS = {
@@ -117,7 +138,6 @@ NAMES = {
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 """In the order in which a path is described."""
 
-_OWN_IDENTITY = "profile_token"
 _SCOPE_STATUSES = (
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
@@ -210,9 +230,9 @@ class _Maker:
             "components": {
                 "schemas": schemas.components([operation for _, _, operation in self._routes]),
                 "responses": {_response_name(*of): _refusal(*of) for of in sorted(self._shared)},
-                "parameters": {"RequestId": _REQUEST_ID_PARAMETER},
-                "headers": _HEADERS,
-                "securitySchemes": _SECURITY,
+                "parameters": {"RequestId": REQUEST_ID_PARAMETER},
+                "headers": HEADERS,
+                "securitySchemes": SECURITY,
             },
         }
 
@@ -263,6 +283,10 @@ class _Maker:
         if links:
             success["links"] = links
         responses: Json = {str(operation.status): success}
+        if operation.wire.accepted is not None:
+            shape = schemas.of(operation.wire.accepted)
+            content = {JSON: _media(JSON, [shape], _told(examples, HTTPStatus.ACCEPTED))}
+            responses["202"] = {"description": "Accepted", "headers": headers, "content": content}
         for error in statuses(path, operation):
             responses[str(error)] = self._error(path, operation, error, examples)
         return responses
@@ -358,7 +382,7 @@ def _path_parameters(path: str, examples: list[Example]) -> Iterator[Json]:
 
 def _query_parameters(path: str, operation: Operation) -> Iterator[Json]:
     if operation.scope is not None and "{cid}" not in path and not is_identity(path):
-        yield _CLIENT_ID
+        yield CLIENT_ID
     if operation.query is None:
         return
     schema = msgspec.json.schema(operation.query)
@@ -427,12 +451,12 @@ def _told(examples: list[Example], status: int) -> Json:
 def _security(operation: Operation) -> list[Json]:
     if operation.wire.basic and operation.scope is None:
         return [{}, {"basic": []}]
-    scopes = [] if operation.scope is None else [operation.scope]
+    scopes = [] if operation.scope is None else [operation.scope, *operation.also]
     known: list[Json] = [{"oauth2": scopes}, {"token": scopes}]
     if operation.wire.basic:
         known.append({"basic": scopes})
     if operation.own:
-        return [*known, {_OWN_IDENTITY: []}]
+        return [*known, {OWN_IDENTITY: []}]
     if operation.scope is None:
         return [{}, *known] if HTTPStatus.UNAUTHORIZED in operation.errors else []
     return known
@@ -482,93 +506,3 @@ def _headers(identity: bool, status: int = HTTPStatus.OK) -> Json:
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         names.append("Retry-After")
     return {name: ref("headers", name) for name in names}
-
-
-_HEADERS: Json = {
-    "Retry-After": {
-        "description": "After how many seconds the next try may succeed.",
-        "schema": {"type": "integer", "minimum": 1},
-        "example": 1,
-    },
-    "WWW-Authenticate": {
-        "description": "What would be accepted, and what is wrong with the token (RFC 6750).",
-        "schema": {"type": "string"},
-        "example": 'Bearer realm="belong"',
-    },
-    "X-Belong-Job": {
-        "description": "Id of the job by which users become groups as the definitions now say.",
-        "schema": {"type": "string"},
-    },
-    "X-mp-rate-limit-exceeded": {
-        "description": "Whose limit it is: requests are limited for each caller of a workspace.",
-        "schema": {"const": "workspace", "type": "string"},
-    },
-    "X-mp-rate-limit-percentage-used": {
-        "description": (
-            "How much of its requests the caller has used, where the workspace limits them."
-        ),
-        "schema": {"type": "integer", "minimum": 1, "maximum": 100},
-    },
-    "X-Request-Id": {
-        "description": "The id of this request, as the log has it.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"},
-    },
-}
-
-_REQUEST_ID_PARAMETER: Json = {
-    "name": "X-Request-Id",
-    "in": "header",
-    "description": (
-        "Taken over as the id of this request if it is 1 to 128 printable ASCII characters without "
-        "spaces; else one is made."
-    ),
-    "schema": {"type": "string"},
-}
-
-_CLIENT_ID: Json = {
-    "name": "client_id",
-    "in": "query",
-    "description": "The application. Not needed where the token is for exactly one.",
-    "schema": {"type": "string"},
-    "example": "demo",
-}
-
-_SECURITY: Json = {
-    "oauth2": {
-        "type": "oauth2",
-        "description": "A token for a credential. `admin` implies every other scope.",
-        "flows": {
-            "clientCredentials": {
-                "tokenUrl": f"{ORIGIN}/oauth/token",
-                "scopes": {
-                    scope: (
-                        "Everything."
-                        if scope == "admin"
-                        else "{1} {0}.".format(*scope.split(":")).capitalize()
-                    )
-                    for scope in SCOPES
-                },
-            }
-        },
-    },
-    "basic": {
-        "type": "http",
-        "scheme": "basic",
-        "description": (
-            "A credential's id and secret: to get a token with (RFC 6749, 2.3.1), or, where a "
-            "scope is needed, in place of a token; then it has to be for one application."
-        ),
-    },
-    "token": {
-        "type": "http",
-        "scheme": "bearer",
-        "bearerFormat": "JWT",
-        "description": "A token, pasted: from `/oauth/token`, or as `belong token` prints it.",
-    },
-    _OWN_IDENTITY: {
-        "type": "http",
-        "scheme": "bearer",
-        "bearerFormat": "JWT",
-        "description": "The `access_token` of a profile: for what is its own, and nothing else.",
-    },
-}

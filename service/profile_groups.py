@@ -1,23 +1,33 @@
 """Profile groups: the directory of an application, as the Profile Groups API shows it.
 
-Owns the shape of a group on the wire, and what may be written into one. What narrows a list of
-them is in `filters`, members of a group are in `members`.
+Owns what may be written into a group. What is shown of one is in `group_bodies`, what narrows a
+list of them in `filters`; members of a group are in `members`.
 """
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
-from service.endpoint import NO_NUL, Resource, Timestamp, UuidText, endpoint, stepwise, timestamp
+from service.endpoint import NO_NUL, Resource, endpoint, stepwise
 from service.errors import Invalid, NotFound
 from service.filters import GroupListQuery, Whether, group_query, require_admin
-from service.groups import Attribute, GroupChanges, NewGroup
+from service.group_bodies import (
+    Attributes,
+    GroupBody,
+    MembershipType,
+    chosen_fields,
+    group_bodies,
+    group_body,
+    stored,
+)
+from service.groups import GroupChanges, NewGroup
 from service.paging import PAGE_SIZE_LIMIT, PageBody, Walk, chosen
+from service.rule_trees import FIELD, PLACE, GivenTree, is_given, read_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,45 +39,25 @@ if TYPE_CHECKING:
 Name = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema=NO_NUL)]
 Description = Annotated[str, Meta(max_length=2000, extra_json_schema=NO_NUL)]
 CustomId = Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema=NO_NUL)]
-MembershipType = Annotated[str, Meta(extra_json_schema={"enum": ["static"]})]
-RuleTree = Annotated[
-    Any, Meta(description="Of a dynamic group.", extra_json_schema={"type": "null"})
-]
 
-NO_DYNAMIC = "dynamic groups are not offered by this version, only `static` ones"
-
-
-class GroupAttribute(msgspec.Struct, forbid_unknown_fields=True):
-    """One attribute of a group. Keys may repeat."""
-
-    key: Annotated[str, Meta(min_length=1, max_length=255, extra_json_schema=NO_NUL)]
-    value: Annotated[str, Meta(max_length=1024, extra_json_schema=NO_NUL)]
-
-    def __post_init__(self) -> None:
-        """Refuse NUL; msgspec says where."""
-        if "\0" in self.key or "\0" in self.value:
-            raise ValueError("NUL characters are not allowed")
-
-
-Attributes = Annotated[list[GroupAttribute], Meta(max_length=100)]
-
-
-class GroupBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A group as it is answered. `profile_count` is exact."""
-
-    id: UuidText
-    name: str
-    is_active: bool
-    description: str | None
-    profile_count: int
-    custom_id: str | None
-    created_at: Timestamp
-    attributes: list[GroupAttribute]
-    membership_type: MembershipType
+NO_TREE = "only a dynamic group has a rule tree, and this one is `static`"
 
 
 class NewGroupBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A group to create."""
+    """A group to create. A dynamic one has a rule tree, and its members follow that."""
+
+    SCHEMA: ClassVar[dict[str, object]] = {
+        "anyOf": [
+            {"properties": {"membership_type": {"const": "static"}, "rule_tree": {"type": "null"}}},
+            {
+                "properties": {
+                    "membership_type": {"const": "dynamic"},
+                    "rule_tree": {"not": {"type": "null"}},
+                },
+                "required": ["membership_type", "rule_tree"],
+            },
+        ]
+    }
 
     name: Name
     is_active: bool = True
@@ -75,15 +65,23 @@ class NewGroupBody(msgspec.Struct, forbid_unknown_fields=True):
     attributes: Attributes = []
     custom_id: CustomId | None = None
     membership_type: MembershipType = "static"
-    rule_tree: RuleTree = None
+    rule_tree: GivenTree | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Refuse what no annotation can say."""
         _check_texts(self)
+        if self.membership_type == "dynamic" and not is_given(self.rule_tree):
+            raise ValueError(f"a dynamic group needs a rule tree - at `{PLACE}`")
+        if self.membership_type == "static" and is_given(self.rule_tree):
+            raise ValueError(f"{NO_TREE} - at `{PLACE}`")
 
 
 class GroupChangesBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Changes of a group: fields that are not given stay, `attributes` replaces the list."""
+    """Changes of a group: fields that are not given stay, `attributes` replaces the list.
+
+    `membership_type` may be given as it is; it never changes. `rule_tree` replaces the one of a
+    dynamic group.
+    """
 
     name: Name | UnsetType = UNSET
     is_active: bool | UnsetType = UNSET
@@ -91,22 +89,42 @@ class GroupChangesBody(msgspec.Struct, forbid_unknown_fields=True):
     attributes: Attributes | UnsetType = UNSET
     custom_id: CustomId | UnsetType | None = UNSET
     membership_type: MembershipType | UnsetType = UNSET
-    rule_tree: RuleTree = None
+    rule_tree: GivenTree | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Refuse what no annotation can say."""
         _check_texts(self)
 
-    def changes(self) -> GroupChanges:
-        """Give what the store is to change."""
+    def changes(self, author: str) -> GroupChanges:
+        """Give what the store is to change.
+
+        :raises Invalid: there is a rule tree, and it is none
+        """
         attributes = self.attributes
         return GroupChanges(
             name=self.name,
             is_active=self.is_active,
             description=self.description,
-            attributes=UNSET if attributes is UNSET else _stored(attributes),
+            attributes=UNSET if attributes is UNSET else stored(attributes),
             custom_id=self.custom_id,
+            rule_tree=read_tree(self.rule_tree) if is_given(self.rule_tree) else UNSET,
+            modified_by=author,
         )
+
+    def check_kind(self, group: Group) -> None:
+        """See to it that the kind of a group stays as it is.
+
+        :raises Invalid: it would not
+        """
+        kind = group.membership_type
+        if self.membership_type not in (UNSET, kind):
+            message = f"the kind of a group never changes, and this one is `{kind}`"
+            raise Invalid(f"{message} - at `$.membership_type`", "membership_type")
+        if group.is_dynamic and self.rule_tree is not UNSET and not is_given(self.rule_tree):
+            message = "a dynamic group has a rule tree: give another one, or leave this out"
+            raise Invalid(f"{message} - at `{PLACE}`", FIELD)
+        if not group.is_dynamic and is_given(self.rule_tree):
+            raise Invalid(f"{NO_TREE} - at `{PLACE}`", FIELD)
 
 
 class GroupReplacementBody(GroupChangesBody, forbid_unknown_fields=True, kw_only=True):
@@ -129,18 +147,14 @@ class Groups(Resource):
         walk = Walk(call, "groups", query=repr(wanted))
         cut = await _skipped(call, wanted, query.skipped) or walk.cut(query.cursor)
         page = await call.store.groups.list_groups(call.environment, wanted, cut, query.page_size)
-        counts: Sequence[int] = [0] * len(page.rows)
-        if fields is None or "profile_count" in fields:
-            numbers = [group.number for group in page.rows]
-            counts = await call.store.members.count_members(call.environment, numbers)
+        bodies = await group_bodies(call, page.rows, fields)
+        if fields is None:
+            return walk.body(page, bodies)
 
-        def make(rows: Sequence[tuple[Group, int]]) -> list[object]:
-            bodies = [_body(group, count) for group, count in rows]
-            if fields is None:
-                return list(bodies)
-            return [{name: getattr(body, name) for name in fields} for body in bodies]
+        def make(rows: Sequence[GroupBody]) -> list[object]:
+            return [chosen_fields(body, fields) for body in rows]
 
-        return walk.body(page, await stepwise(make, list(zip(page.rows, counts, strict=True))))
+        return walk.body(page, await stepwise(make, bodies))
 
     @endpoint(
         "groups:write",
@@ -150,7 +164,12 @@ class Groups(Resource):
         errors=(HTTPStatus.CONFLICT,),
     )
     async def on_post(self, call: TenantCall, body: NewGroupBody) -> GroupBody:
-        """Create a group."""
+        """Create a group.
+
+        A dynamic one is in force when this is answered: whoever changes from then on is a member as
+        the rule tree says. Profiles that are there already are looked at meanwhile; `status` says
+        how far that is.
+        """
         return await _create(call, body, group_id=None, custom_id=body.custom_id)
 
 
@@ -164,7 +183,7 @@ class OneGroup(Resource):
         group = await call.store.groups.get_group(
             call.environment, gid, include_inactive=query.include_inactive
         )
-        return await _counted(call, group)
+        return await group_body(call, group)
 
     @endpoint(
         "groups:write",
@@ -216,13 +235,22 @@ class OneGroup(Resource):
     ) -> GroupBody:
         """Change some fields of a group.
 
-        With `is_active` false it answers 404 everywhere from the moment of the answer on.
+        With `is_active` false it answers 404 everywhere from the moment of the answer on. Another
+        `rule_tree` is in force then, too; members leave and join one by one, as they are looked at.
         """
         return await _change(call, body, query, gid)
 
-    @endpoint("groups:write", query=Whether, status=HTTPStatus.NO_CONTENT)
+    @endpoint(
+        "groups:write",
+        query=Whether,
+        status=HTTPStatus.NO_CONTENT,
+        errors=(HTTPStatus.CONFLICT,),
+    )
     async def on_delete(self, call: TenantCall, query: Whether, *, gid: str) -> None:
-        """Delete a group with all its memberships."""
+        """Delete a group with all its memberships.
+
+        One that the rule tree of a dynamic group names is a conflict (409).
+        """
         require_admin(call, query.include_inactive)
         await call.store.groups.delete_group(
             call.environment, gid, include_inactive=query.include_inactive
@@ -236,19 +264,29 @@ async def _create(
         name=body.name,
         is_active=body.is_active,
         description=body.description,
-        attributes=_stored(body.attributes),
+        attributes=stored(body.attributes),
         custom_id=custom_id,
         id=group_id,
+        membership_type=body.membership_type,
+        rule_tree=read_tree(body.rule_tree) if is_given(body.rule_tree) else None,
+        created_by=call.author,
     )
-    return _body(await call.store.groups.create_group(call.environment, new), 0)
+    return await group_body(call, await call.store.groups.create_group(call.environment, new))
 
 
 async def _change(call: TenantCall, body: GroupChangesBody, query: Whether, gid: str) -> GroupBody:
     require_admin(call, query.include_inactive)
+    changes = body.changes(call.author)
+    if body.membership_type is not UNSET or body.rule_tree is not UNSET:
+        body.check_kind(
+            await call.store.groups.get_group(
+                call.environment, gid, include_inactive=query.include_inactive
+            )
+        )
     group = await call.store.groups.update_group(
-        call.environment, gid, body.changes(), include_inactive=query.include_inactive
+        call.environment, gid, changes, include_inactive=query.include_inactive
     )
-    return await _counted(call, group)
+    return await group_body(call, group)
 
 
 async def _skipped(call: TenantCall, wanted: GroupQuery, rows: int) -> Cut | None:
@@ -267,31 +305,8 @@ async def _skipped(call: TenantCall, wanted: GroupQuery, rows: int) -> Cut | Non
     return cut
 
 
-async def _counted(call: TenantCall, group: Group) -> GroupBody:
-    counts = await call.store.members.count_members(call.environment, [group.number])
-    return _body(group, counts[0])
-
-
-def _body(group: Group, profile_count: int) -> GroupBody:
-    return GroupBody(
-        id=group.id,
-        name=group.name,
-        is_active=group.is_active,
-        description=group.description,
-        profile_count=profile_count,
-        custom_id=group.custom_id,
-        created_at=timestamp(group.created_at_us),
-        attributes=[GroupAttribute(each.key, each.value) for each in group.attributes],
-        membership_type=group.membership_type,
-    )
-
-
-def _stored(attributes: list[GroupAttribute]) -> tuple[Attribute, ...]:
-    return tuple(Attribute(each.key, each.value) for each in attributes)
-
-
 def _check_texts(body: NewGroupBody | GroupChangesBody) -> None:
-    """Check NULs and the kind of group.
+    """Check NULs.
 
     :raises ValueError: msgspec makes its error of it, so the sentence says where.
     """
@@ -299,7 +314,3 @@ def _check_texts(body: NewGroupBody | GroupChangesBody) -> None:
         value = getattr(body, field)
         if isinstance(value, str) and "\0" in value:
             raise ValueError(f"NUL characters are not allowed - at `$.{field}`")
-    if body.membership_type not in ("static", UNSET):
-        raise ValueError(f"{NO_DYNAMIC} - at `$.membership_type`")
-    if body.rule_tree is not None:
-        raise ValueError(f"{NO_DYNAMIC} - at `$.rule_tree`")

@@ -40,7 +40,7 @@ from service.paging import client_address, origin
 from service.store_records import NewProfile, ProfileChanges
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from service.auth import Principal
     from service.environment import Application, Environment
@@ -237,7 +237,7 @@ class CurrentProfile(Resource):
         )
         env = application.production
         made = await call.backend.store.records.create_profile(env, new)
-        made = await _followed(call, env, made)
+        made = await _followed(call, env, made, new.attributes)
         answer = _body(call, application, made)
         answer.access_token = signing.profile_token(application, made.id, made.created_at_us or 0)
         return answer
@@ -282,8 +282,8 @@ class OneProfile(Resource):
         """Change a profile.
 
         What its groups share follows before this is answered (for more than 100 members, soon
-        after). Inherited attributes are passed over. Repeating is safe: of a custom id and other
-        changes at once, the custom id comes first.
+        after), and so do memberships of dynamic groups. Inherited attributes are passed over.
+        Repeating is safe: of a custom id and other changes at once, the custom id comes first.
         """
         of_a_profile = call.principal.profile is not None
         data = await read_body(call.request, OWN_BODY_BYTES if of_a_profile else BODY_LIMIT_BYTES)
@@ -299,7 +299,9 @@ class OneProfile(Resource):
                 await records.check_attributes(env, changes.attributes)
             await _give_custom_id(call, profile_id, body.custom_id)
         changed = await records.update_profile(env, profile_id, changes)
-        return _body(call, call.application, await _followed(call, env, changed))
+        given = () if changes.attributes is UNSET else changes.attributes
+        changed = await _followed(call, env, changed, given)
+        return _body(call, call.application, changed)
 
     @endpoint(WRITE, reply=ErasedProfile)
     async def on_delete(self, call: TenantCall, *, pid: str) -> ErasedProfile:
@@ -319,14 +321,23 @@ class OneProfile(Resource):
         )
 
 
-async def _followed(call: Call, env: Environment, written: Profile) -> Profile:
-    """Have follow what follows from what was written, and give the profile as it is then."""
+async def _followed(
+    call: Call, env: Environment, written: Profile, given: Iterable[str]
+) -> Profile:
+    """Have follow what follows from what was written, and give the profile as it is then.
+
+    `given` are the names of attributes that were.
+    """
     if written.dropped:
         call.backend.counters.count(DROPPED, by=written.dropped)
-    if not written.is_behind:
+    if not (written.is_behind or written.is_unsettled):
         return written
-    store = call.backend.store
-    await store.derivation.derive_profiles(env, [env.mixer.mix(written.id)])
+    store, mixed = call.backend.store, [env.mixer.mix(written.id)]
+    names = [canonical_name(each).encode() for each in given]
+    if not written.is_behind:
+        await store.settling.settle(env, mixed, names)
+        return written
+    await store.derivation.derive_profiles(env, mixed, names=names)
     try:
         return await store.records.get_profile(env, written.id)
     except (Erasing, NotFound):

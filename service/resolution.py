@@ -36,13 +36,15 @@ _BEING_ERASED, _NO_MPID = b"EM"
 class Ingested(msgspec.Struct):
     """What became of batches: a letter for each, in their order.
 
-    `dirty` are the mixed ids of those profiles of which what follows from their facts is behind.
+    `dirty` are the mixed ids of those profiles whose contributions have yet to follow from their
+    facts; `unsettled` of the others whose dynamic groups have.
     `dropped` counts attributes that were passed over, since members inherit them.
     """
 
     letters: bytearray
     dirty: list[bytes]
     dropped: int = 0
+    unsettled: list[bytes] = []
 
 
 class Step(msgspec.Struct, kw_only=True):
@@ -60,6 +62,7 @@ class Step(msgspec.Struct, kw_only=True):
     """The profile is meant only if it has no other one."""
     letter: int = 0
     dirty: bool = False
+    unsettled: bool = False
     dropped: int = 0
 
     def mark(self) -> Step:
@@ -95,6 +98,7 @@ class Work:
         """Profiles that turned out to have no mpid -> the one that they get, and its bucket."""
         self._credential = credential.encode()
         self._dirty: dict[bytes, None] = {}
+        self._unsettled: dict[bytes, None] = {}
         self._last = 0
 
     def named(self, index: int) -> tuple[Identity, ...]:
@@ -183,8 +187,11 @@ class Work:
                 self.done.dropped += step.dropped
             if step.dirty:
                 self._dirty[step.mixed] = None
+            if step.unsettled:
+                self._unsettled[step.mixed] = None
         self.left = [index for index in self.left if not self.done.letters[index]]
         self.done.dirty = list(self._dirty)
+        self.done.unsettled = [each for each in self._unsettled if each not in self._dirty]
 
     def failure(self) -> Unavailable:
         """Say why nothing goes on."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 import msgspec
 from msgspec import inspect
 
+from service import rule_trees
 from service.errors import BelongError
 from service.faces import IDENTITY_CODES, INTERNAL
 from service.paging import PageBody
@@ -45,6 +46,7 @@ def components(operations: list[Operation]) -> Json:
             operation.body,
             operation.wire.reads,
             operation.reply,
+            operation.wire.accepted,
             *operation.wire.lines,
             *operation.wire.problems.values(),
         )
@@ -62,7 +64,7 @@ def components(operations: list[Operation]) -> Json:
     for row in [name.removesuffix("Row") for name in schemas if name.endswith("Row")]:
         if not any(getattr(shape, "__name__", "") == row for shape in shapes):
             del schemas[row]
-    return schemas | _PROBLEMS
+    return schemas | rule_trees.SCHEMAS | _PROBLEMS
 
 
 def add_said(schema: Json, struct: Any) -> None:
@@ -81,13 +83,17 @@ def add_said(schema: Json, struct: Any) -> None:
 
 
 def _row(schema: Json) -> Json:
-    """Give the schema of a row: with the parameter `fields` any of its fields may be missing."""
+    """Give the schema of a row: with the parameter `fields` any of its fields may be missing.
+
+    All of them are where those are asked for that not every row has.
+    """
     row = {key: value for key, value in schema.items() if key != "required"}
     row["title"] = f"{schema['title']}Row"
     row["description"] = (
         f"{schema['description']} All fields, or those that the parameter `fields` names."
     )
-    row["minProperties"] = 1
+    if schema["properties"].keys() == set(schema["required"]):
+        row["minProperties"] = 1
     return row
 
 

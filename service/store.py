@@ -17,6 +17,8 @@ from service.registry import Registry
 from service.store_bulk import BulkStore
 from service.store_definitions import DefinitionStore
 from service.store_derivation import DerivationStore
+from service.store_dynamic import DynamicStore
+from service.store_group_directory import GroupDirectory
 from service.store_groups import GroupStore
 from service.store_ingest import IngestStore
 from service.store_instance_index import InstanceIndex
@@ -26,7 +28,9 @@ from service.store_limits import LimitStore
 from service.store_lookups import LookupStore
 from service.store_members import MemberStore
 from service.store_profiles import ProfileStore
+from service.store_queries import QueryStore
 from service.store_records import RecordStore
+from service.store_settling import SettlingStore
 from service.store_totals import TotalStore
 from service.store_transfer import TransferStore
 from service.store_upkeep import GroupUpkeep
@@ -43,22 +47,31 @@ class Store:
         self.connection = connection
         self.cache = NearCache(connection)
         self.registry = Registry(connection)
-        self.groups = GroupStore(connection, self.cache)
-        self.bulk = BulkStore(connection)
-        self.members = MemberStore(connection)
-        self.lookups = LookupStore(connection, self.groups, self.members)
-        self.upkeep = GroupUpkeep(connection, self.groups)
-        self.definitions = DefinitionStore(connection, self.registry)
+        directory = GroupDirectory(connection, self.cache)
+        self.definitions = DefinitionStore(connection, self.registry, directory)
         self.instances = InstanceStore(connection)
         self.instance_index = InstanceIndex(connection)
-        self.derivation = DerivationStore(connection, self.definitions, self.instances)
-        self.profiles = ProfileStore(connection, self.derivation)
+        self.settling = SettlingStore(connection, self.definitions)
+        self.jobs = JobStore(connection, self.definitions, self.settling)
+        self.dynamic = DynamicStore(
+            connection, directory, self.definitions, self.registry, self.jobs
+        )
+        self.groups = GroupStore(connection, self.cache, self.dynamic)
+        self.upkeep = GroupUpkeep(connection, self.groups)
+        self.bulk = BulkStore(connection, self.settling)
+        self.members = MemberStore(connection, self.settling)
+        self.queries = QueryStore(connection, self.groups, self.members)
+        self.jobs.saving = self.queries
+        self.lookups = LookupStore(connection, self.groups, self.members)
+        self.derivation = DerivationStore(
+            connection, self.definitions, self.instances, self.settling
+        )
+        self.profiles = ProfileStore(connection, self.derivation, self.settling)
         self.records = RecordStore(connection, self.profiles, self.definitions)
-        self.jobs = JobStore(connection, self.definitions)
         self.ingest = IngestStore(connection, self.profiles, self.definitions)
         self.limits = LimitStore(connection)
         self.totals = TotalStore(connection)
-        self.transfer = TransferStore(connection, self.groups, self.profiles)
+        self.transfer = TransferStore(connection, self.groups, self.profiles, self.settling)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -96,6 +109,7 @@ class Store:
             "belong_store_connects_failed_total": stats.failed,
             "belong_store_connections_lost_total": stats.lost,
             "belong_nearcache_drops_total": self.cache.drops,
+            "belong_rules_evaluated_total": self.settling.evaluated,
             counters.key("belong_nearcache_lookups_total", ["hit"]): self.cache.hits,
             counters.key("belong_nearcache_lookups_total", ["miss"]): self.cache.misses,
         }

@@ -2,12 +2,14 @@
 
 What a script does for one group, this does for many: it sorts changes by partition, group and id,
 and cuts them into scripts of one size. Changes of one profile keep their order where they differ:
-adds that follow one another may be done together, a removal after them is done after them.
+adds that follow one another may be done together, a removal after them is done after them. Dynamic
+groups follow when all of it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -16,17 +18,21 @@ import msgspec
 from service import ids, keys, scripts
 from service.errors import NotFound, Unwritable
 from service.store_groups import all_done
+from service.store_members import UNSETTLED, followed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from service.connection import Connection
     from service.environment import Environment
+    from service.store_settling import SettlingStore
 
 CHUNK = 75
 """Ids that one script changes: 1.4 ms of server time, in one group or each in one of its own."""
 TURN = 500
 """Changes that the event loop prepares between two awaits."""
+HINTED = 100
+"""Groups that settling is told of at most; it reads what changed all the same."""
 ADD, ADD_RECORDED, REMOVE = b"+", b"!", b"-"
 """Kinds of change. ADD_RECORDED takes only profiles that have a record."""
 ADDED, ALREADY, OVER_LIMIT, UNKNOWN, BEING_ERASED, REMOVED, NO_MEMBER, NO_GROUP = b"+=LUE-.N"
@@ -43,12 +49,16 @@ _Chunk = list[tuple[_Step, list[bytes]]]
 
 
 class Changes(msgspec.Struct):
-    """Changes in the order given, a column each; `letters` says what became of them, 0: nothing."""
+    """Changes in the order given, a column each; `letters` says what became of them, 0: nothing.
+
+    `unsettled` are the mixed ids of profiles whose dynamic groups have yet to follow what was done.
+    """
 
     kinds: list[bytes]
     numbers: list[int]
     packed: bytes
     letters: bytearray
+    unsettled: dict[bytes, None] = {}
 
     @classmethod
     def of(cls, kinds: list[bytes], numbers: list[int], packed: bytes) -> Changes:
@@ -59,9 +69,10 @@ class Changes(msgspec.Struct):
 class BulkStore:
     """Changes of an environment's memberships, many at once."""
 
-    def __init__(self, connection: Connection) -> None:
-        """Take the open connection."""
+    def __init__(self, connection: Connection, settling: SettlingStore) -> None:
+        """Take the open connection, and the store that makes dynamic groups follow."""
         self._connection = connection
+        self._settling = settling
 
     async def change_members(
         self, env: Environment, changes: Changes, *, now_us: int | None = None
@@ -75,17 +86,16 @@ class BulkStore:
         Changes of one profile are done in their order, but for adds, or removals, next to each
         other: those may change places where their groups differ. Atomic for each, not for all.
         Raises Unavailable; `letters` then has what was done for sure, and another call with the
-        same changes does the rest. One round trip for each 75 changes of a partition, one after
-        another, and partitions side by side.
+        same changes does the rest. When it returns dynamic groups have followed; where all were
+        removals, on a full store, those that take somebody in follow when there is room. One round
+        trip for each 75 changes of a partition, one after another, and partitions side by side.
         """
         plan = await _planned(env, changes)
         tail = (now_us or time.time_ns() // 1000, env.groups_per_profile)
         try:
             await all_done(
                 *(
-                    self._write(
-                        env.partitions[partition], steps, plan.places, changes.letters, tail
-                    )
+                    self._write(env.partitions[partition], steps, plan.places, changes, tail)
                     for partition, steps in plan.parts.items()
                 )
             )
@@ -94,13 +104,21 @@ class BulkStore:
             for place, first in plan.repeated:
                 letter = changes.letters[first]
                 changes.letters[place] = _AGAIN.get(letter, letter)
+        if changes.unsettled:
+            numbers = set(changes.numbers)
+            names = map(keys.named_group, numbers) if len(numbers) <= HINTED else ()
+            mixed = list(changes.unsettled)
+            removes = all(kind == REMOVE for kind in changes.kinds)
+            with contextlib.suppress(*([Unwritable] if removes else [])):
+                await self._settling.settle(env, mixed, set(names), bulk=True)
+            changes.unsettled.clear()
 
     async def _write(
         self,
         tag: bytes,
         steps: dict[_Step, list[bytes]],
         places: dict[tuple[int, int, bytes], int],
-        letters: bytearray,
+        changes: Changes,
         tail: tuple[int, int],
     ) -> None:
         """Make the changes of one partition, wave after wave."""
@@ -116,24 +134,44 @@ class BulkStore:
             except Unwritable:
                 if any(kind != REMOVE for (_, kind, _), _ in chunk):
                     raise
-                outcome = await self._removed(declared, chunk)
+                outcome, follow = await self._removed(declared, chunk, tail[0])
+            else:
+                outcome, follow = _parted(outcome)
+            if follow:
+                mixed = [each for _, part in chunk for each in part]
+                changes.unsettled.update(dict.fromkeys(followed(mixed, outcome)))
             at = 0
             for (wave, _, number), mixed in chunk:
                 for each in mixed:
-                    letters[places[wave, number, each]] = outcome[at]
+                    changes.letters[places[wave, number, each]] = outcome[at]
                     at += 1
 
-    async def _removed(self, declared: list[bytes], chunk: _Chunk) -> bytes:
+    async def _removed(
+        self, declared: list[bytes], chunk: _Chunk, now_us: int
+    ) -> tuple[bytes, bool]:
         """Make removals with the script that a full store runs, too."""
-        outcome = b""
+        outcome, follow = b"", False
         for (_, _, number), mixed in chunk:
             try:
-                outcome += await self._connection.call(
-                    scripts.load("remove_members"), declared, [number, b"".join(mixed)], bulk=True
+                letters, more = _parted(
+                    await self._connection.call(
+                        scripts.load("remove_members"),
+                        declared,
+                        [number, now_us, b"".join(mixed)],
+                        bulk=True,
+                    )
                 )
             except NotFound:
-                outcome += bytes([NO_GROUP]) * len(mixed)
-        return outcome
+                letters, more = bytes([NO_GROUP]) * len(mixed), False
+            outcome += letters
+            follow = follow or more
+        return outcome, follow
+
+
+def _parted(outcome: bytes) -> tuple[bytes, bool]:
+    """Give the letters of an answer, and whether dynamic groups have yet to follow."""
+    follow = outcome.endswith(UNSETTLED)
+    return (outcome[:-1] if follow else outcome), follow
 
 
 class _Plan(msgspec.Struct):

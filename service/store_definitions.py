@@ -1,15 +1,17 @@
 """Group definitions in the store: the rules of an application, and telling the partitions of them.
 
-All definitions of an application are one document in production's directory, for both environments.
-A change is one directory script, version checked, which leaves word of it (`installing`) and queues
-the job that walks all profiles; then every partition is told the version and which attributes to
-watch, and only then is it answered. The worker completes what a dead process left. Scripts that
-depend on rules are given the caller's version and refuse another one than their partition knows, so
-no answer depends on what a copy here holds.
+All definitions of an application, and which groups are dynamic, are one document in production's
+directory, for both environments. A change is one directory script, version checked, which leaves
+word of it (`installing`) and queues the job that walks all profiles; then every partition is told
+the version, which attributes to watch and what rule trees name, and only then is it answered. The
+worker completes what a dead process left. Scripts that depend on rules are given the caller's
+version and refuse another one than their partition knows, so no answer depends on what a copy here
+holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +23,18 @@ from service import keys, scripts
 from service.errors import NotFound, Stale, Unavailable, Unprocessable
 from service.faults import fault
 from service.grouping import Definition, GroupAttribute, Rules
-from service.store_groups import all_done
+from service.store_books import LOST, BookStore
+from service.store_group_directory import all_done
 from service.store_jobs import monday_before, new_job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from service.connection import Connection
     from service.environment import Application, Environment
     from service.registry import Registry
+    from service.rules import Book
+    from service.store_group_directory import GroupDirectory
 
     Change = Callable[[Rules, int], tuple[Rules, bool]]
 
@@ -69,10 +74,14 @@ class Changed(msgspec.Struct, frozen=True):
 class DefinitionStore:
     """Rules and definitions of applications. Every method may raise Unavailable."""
 
-    def __init__(self, connection: Connection, registry: Registry) -> None:
-        """Take the open connection, and the registry, which knows settings as they are now."""
+    def __init__(self, connection: Connection, registry: Registry, groups: GroupDirectory) -> None:
+        """Take the open connection, the registry, which knows settings as they are now, and groups.
+
+        Trees of dynamic groups stand in the documents of those.
+        """
         self._connection = connection
         self._registry = registry
+        self._books = BookStore(connection, groups)
         self._copies: dict[bytes, Rules] = {}
 
     async def rules(self, env: Environment) -> Rules:
@@ -83,25 +92,62 @@ class DefinitionStore:
         held = self._copies.get(env.rules_home)
         return await self._read_kept(env.rules_home) if held is None else held
 
+    async def book(self, env: Environment) -> Book:
+        """Give the rules that `rules` gives, with the rule tree of every dynamic group.
+
+        No round trip where this process has them; of development, and where no group is dynamic,
+        there is never one but that of `rules`. It may be behind as `rules` may; after `reload` it
+        is of what that gave. Trees that are known already are not read again.
+        """
+        _, book = await self._fitting(env, await self.rules(env))
+        return book
+
+    async def _fitting(self, env: Environment, rules: Rules) -> tuple[Rules, Book]:
+        """Give the book of these rules, or of those that there are where they changed meanwhile."""
+        for _ in range(TRIES):
+            book = self._books.held(env, rules) or await self._books.bound(env, rules)
+            if book is not None:
+                return rules, book
+            fresh = await self._read_kept(env.rules_home)
+            if fresh == rules and await self._is_damaged(env, rules):
+                book = await self._books.bound(env, fresh, damaged=True)
+                if book is not None:
+                    return fresh, book
+            rules = fresh
+        raise _contended()
+
+    async def _is_damaged(self, env: Environment, rules: Rules) -> bool:
+        """Tell whether documents do not fit rules that are the directory's, before and after."""
+        if await self._books.bound(env, rules) is not None:
+            return False
+        return await self._read_kept(env.rules_home) == rules
+
+    async def reread(self, env: Environment) -> Rules:
+        """Give the rules that the directory has now. One round trip."""
+        return await self._read_kept(env.rules_home)
+
     async def reload(self, env: Environment, seen: int = 0) -> Rules:
         """Give the rules as the directory has them, after a partition was `seen` with others.
 
         A partition that is behind is told there and then, with all others of the environment. One
         that is ahead means that a failover lost what the directory was told: its version is raised
         above the one seen, and every partition told of what is left; a job is queued, for what
-        partitions hold followed from other rules. One round trip, and one to the partitions.
+        partitions hold followed from other rules. So it is, too, where one was told what is LOST.
+        One round trip, and one to the partitions.
         """
         for _ in range(TRIES):
             raw, rules = await self._read(env.rules_home)
-            if seen > rules.version:
+            if seen > rules.version or seen == LOST:
                 try:
-                    rules = (await self._replace(env, raw, _above(seen))).rules
+                    rules = (
+                        await self._replace(env, raw, _above(seen), rebuild=True, seen=seen)
+                    ).rules
                 except Stale:
                     continue
+            rules = self._keep(env.rules_home, rules)
             if seen < rules.version:
-                seen = await self._tell([env], rules)
-            if seen <= rules.version:
-                self._keep(env.rules_home, rules)
+                seen, rules = await self._tell([env], rules)
+            if LOST < seen <= rules.version:
                 return rules
         raise _contended()
 
@@ -245,9 +291,8 @@ class DefinitionStore:
 
     async def install(self, application: Application) -> Rules:
         """Tell every partition of both environments of the rules, and drop the word of it."""
-        return await self._installed(
-            application, await self._read_kept(application.production.rules_home)
-        )
+        rules = await self._read_kept(application.production.rules_home)
+        return await self._installed(application, rules, afresh=True)
 
     async def known(self, application: Application, version: int) -> Rules:
         """Give the rules of the version that the directory was just seen with."""
@@ -283,6 +328,28 @@ class DefinitionStore:
             return changed
         raise _contended()
 
+    async def prepared(self, application: Application) -> tuple[bytes, Rules]:
+        """Give the rules as the directory has them, and as they are stored, to change them.
+
+        The first dynamic group may be there before any definition: then rules are written that say
+        no more than the settings.
+        """
+        production = application.production
+        for _ in range(TRIES):
+            raw, rules = await self._read(production.rules_home)
+            if rules.version:
+                return raw, rules
+            rules = _with_settings(rules, application)
+            with contextlib.suppress(Stale):
+                written = await self._replace(production, raw, _as_it_is, held=rules)
+                await self._installed(application, written.rules)
+        raise _contended()
+
+    async def replaced(self, application: Application, rules: Rules) -> Rules:
+        """Tell every partition of rules that a change of a dynamic group just wrote."""
+        kept = self._keep(application.production.rules_home, rules)
+        return await self._installed(application, kept)
+
     async def _replace(
         self,
         env: Environment,
@@ -291,48 +358,57 @@ class DefinitionStore:
         *,
         held: Rules | None = None,
         script: str = "replace_rules",
+        rebuild: bool = False,
+        seen: int = 0,
     ) -> Changed:
         """Write changed rules, if they are still what was read. Stale: they are not.
 
         A job follows where the change says so, but not in a weekly application: that waits for
-        Monday, or for somebody who asks, unless the last definition goes.
+        Monday, or for somebody who asks, unless the last definition goes. With `rebuild` no dynamic
+        group counts as built any more, and a job follows in any application that has one. `seen` is
+        the version of a partition that was found ahead.
         """
         home = env.rules_home
         old = held or decode_rules(raw)
         now = _now_us()
         rules, follows_from_it = change(old, max(old.version + 1, now))
+        if rules.version != old.version:
+            rules = replace(rules, before=max(old.version, seen))
         # Without definitions there is no Monday's job: what the last one kept goes now.
         last_gone = bool(old.definitions) and not rules.definitions
-        begins_now = follows_from_it and (last_gone or not rules.weekly)
-        job = new_job("rules", now) if begins_now else None
-        declared = [keys.key(home, kind) for kind in ("rules", "installing", "jobs")]
+        rebuild = rebuild and bool(rules.dynamic)
+        walks_all = follows_from_it and (last_gone or rebuild or not rules.weekly)
+        job = new_job("rules", now) if walks_all else None
+        declared = [keys.key(home, kind) for kind in ("rules", "installing", "jobs", "built")]
         arguments: list[bytes | str | int] = [
             raw,
             msgspec.json.encode(rules),
             rules.version,
             "" if job is None else job.id,
             b"" if job is None else msgspec.json.encode(job),
+            int(walks_all),
         ]
         if script == "replace_rules":
             declared.append(keys.key(home, "weekly"))
             begins = rules.weekly and not (old.version and old.weekly)
-            arguments.append(monday_before(now) if begins else "")
+            arguments += [monday_before(now) if begins else "", int(rebuild)]
         waits = await self._connection.call(
             scripts.load(script), [*declared, keys.none(home)], arguments
         )
         fault("define.written")
-        self._keep(home, rules)
-        return Changed(rules, waits.decode() or None)
+        return Changed(self._keep(home, rules), waits.decode() or None)
 
-    async def _installed(self, application: Application, rules: Rules) -> Rules:
+    async def _installed(
+        self, application: Application, rules: Rules, *, afresh: bool = False
+    ) -> Rules:
         """Tell every partition of rules that were just read or written, and drop the word of it.
 
         Gives the rules that are in force then: others, where a partition is ahead.
         """
         environments = list(application.environments.values())
         for _ in range(TRIES):
-            highest = await self._tell(environments, rules)
-            if highest <= rules.version:
+            highest, rules = await self._tell(environments, rules, afresh=afresh)
+            if LOST < highest <= rules.version:
                 break
             # Somebody was faster, or else a failover lost what the directory had been told.
             rules = await self.reload(application.production, highest)
@@ -347,24 +423,26 @@ class DefinitionStore:
         )
         return rules
 
-    async def _tell(self, environments: Iterable[Environment], rules: Rules) -> int:
-        """Tell the partitions of environments; give the highest version that one of them knows.
+    async def _tell(
+        self, environments: Sequence[Environment], rules: Rules, *, afresh: bool = False
+    ) -> tuple[int, Rules]:
+        """Tell the partitions of environments; give the highest version that one knows, or LOST.
 
-        Partitions that can be reached know it, also where another one raised Unavailable.
+        And the rules that they were told: later ones, where they changed meanwhile. Partitions that
+        can be reached know it, also where another one raised Unavailable.
         """
-        script, names = scripts.load("install_rules"), rules.watched
+        named: dict[bytes, frozenset[bytes]] = {}
+        # Production first: its book may be of later rules, and development's is of any.
+        for env in sorted(environments, key=lambda each: each.directory != each.rules_home):
+            rules, book = await self._fitting(env, rules)
+            named[env.directory] = book.named
         known = await all_done(
             *(
-                self._connection.call(
-                    script,
-                    [keys.key(tag, "rules"), keys.key(tag, "watch"), keys.none(tag)],
-                    [rules.version, *names],
-                )
+                self._books.tell(env, rules, named[env.directory], afresh=afresh)
                 for env in environments
-                for tag in env.partitions
             )
         )
-        return max(map(int, known))
+        return LOST if LOST in known else max(known), rules
 
     async def _read(self, home: bytes) -> tuple[bytes, Rules]:
         key = keys.key(home, "rules")
@@ -373,13 +451,17 @@ class DefinitionStore:
 
     async def _read_kept(self, home: bytes) -> Rules:
         _, rules = await self._read(home)
-        self._keep(home, rules)
-        return rules
+        return self._keep(home, rules)
 
-    def _keep(self, home: bytes, rules: Rules) -> None:
-        if home not in self._copies and len(self._copies) >= COPIES:
+    def _keep(self, home: bytes, rules: Rules) -> Rules:
+        """Remember rules; gives them, or the same ones that are remembered already."""
+        held = self._copies.get(home)
+        if held == rules:
+            return held
+        if held is None and len(self._copies) >= COPIES:
             del self._copies[next(iter(self._copies))]
         self._copies[home] = rules
+        return rules
 
 
 def decode_rules(raw: bytes | None) -> Rules:
@@ -392,6 +474,10 @@ def _above(seen: int) -> Change:
         return replace(rules, version=max(version, seen + 1)), True
 
     return change
+
+
+def _as_it_is(rules: Rules, version: int) -> tuple[Rules, bool]:
+    return replace(rules, version=version), False
 
 
 def _with_settings(rules: Rules, application: Application) -> Rules:

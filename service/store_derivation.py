@@ -16,47 +16,36 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, NamedTuple
 
 from service import keys, scripts
-from service.aggregation import values_of
 from service.catching_up import CatchingUp
 from service.contributions import NAMES, changes_of, cut, facts_of, parted, planned
-from service.errors import Stale, Unavailable
+from service.errors import Stale
 from service.faults import fault
+from service.rows import all_done_of, by_home, restless, run_rows
 from service.store_groups import all_done
+from service.store_telling import TellingStore
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        Awaitable,
-        Collection,
-        Iterable,
-        Iterator,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import Collection, Mapping, Sequence
 
     from service.catching_up import Work
     from service.connection import Connection
     from service.contributions import Facts, Joint, Plan
     from service.environment import Environment
-    from service.grouping import Definition, Instance, Rules
+    from service.grouping import Rules
+    from service.rows import Row
     from service.store_definitions import DefinitionStore
     from service.store_instances import InstanceStore
+    from service.store_settling import SettlingStore
 
     Part = bytes | str | int
-    _Row = tuple[Any, ...]
-    """Arguments of a script that belong together: a mixed id or an instance first, bytes last."""
-
-_T = TypeVar("_T")
 
 TOGETHER = 200
 """Profiles that are derived together: what each step asks of a partition is few scripts."""
 TURN = 400
-"""Contributions that the event loop prepares, or aggregates, between two awaits."""
+"""Contributions that the event loop prepares between two awaits."""
 BULK = 100
 """Above so many profiles it is bulk work, which leaves room for others."""
 READ_VALUES = 600
@@ -64,15 +53,10 @@ READ_VALUES = 600
 READ_BYTES = 262_144
 CONTRIBUTE = 50
 """Contributions that one script changes: 1.5 ms."""
-SETTLE = 200
-"""Profiles that one script tells of an instance: 1.3 ms."""
-RELEASE = 200
 FINISH = 200
 """Profiles that one script lists, or notes as done: 1.3 ms."""
 WRITE_BYTES = 262_144
 """Bytes that one script writes."""
-TELL = 100
-"""Above so many members to tell, all but those that a request is about are left to the worker."""
 PURGE = 1000
 TRIES = 20
 """How often a profile or an instance is begun anew, where others change it meanwhile."""
@@ -82,10 +66,8 @@ LATE_US = 60_000_000
 PLANS = 1000
 """Applications whose rules a process has made ready."""
 
-_BEYOND, _REFUSED, _CHANGED, _RAISED = b"NRSF"
-"""Letters that scripts answer: beyond the limit, refused, facts have changed, version raised."""
-_NOBODY, _ALL, _SOME = b"0", b"-", b"+"
-"""How many of those who contribute to an instance count, as `release_instances` is told."""
+_BEYOND, _REFUSED, _CHANGED = b"NRS"
+"""Letters that scripts answer: beyond the limit, refused, facts have changed."""
 
 
 class _Outcome(NamedTuple):
@@ -102,33 +84,54 @@ class DerivationStore:
     """Derives what follows from facts. Every method may raise Unavailable."""
 
     def __init__(
-        self, connection: Connection, definitions: DefinitionStore, instances: InstanceStore
+        self,
+        connection: Connection,
+        definitions: DefinitionStore,
+        instances: InstanceStore,
+        settling: SettlingStore,
     ) -> None:
-        """Take the open connection, the store that knows the rules, and that of instances."""
+        """Take the open connection, who knows the rules, instances, and who settles."""
         self._connection = connection
         self._definitions = definitions
-        self._instances = instances
+        self._telling = TellingStore(connection, instances)
+        self._settling = settling
         self._plans: dict[bytes, Plan] = {}
         self.interrupted: set[int] = set()
         """Numbers of environments where work ran out of its budget; the worker clears it."""
 
     async def derive_profiles(
-        self, env: Environment, mixed: Sequence[bytes], *, bulk: bool = False
+        self,
+        env: Environment,
+        mixed: Sequence[bytes],
+        *,
+        names: Collection[bytes] = (),
+        bulk: bool = False,
+        walking: bool = False,
     ) -> None:
         """Derive what follows from the facts of profiles (mixed ids), dirty or not.
 
-        When it returns, their instances, and all members of these, are as these facts say. Where an
-        instance has more than 100 members to tell, only these profiles are told, and the worker
-        tells the others; a profile that others keep changing is left to them and to the worker.
-        Safe to repeat, late, and by several at once. About six round trips for 200 profiles,
-        partitions side by side; `bulk`, or for more than 100, one script at a time on a node.
+        When it returns, their instances, and all members of these, are as these facts say, and so
+        are the dynamic groups of all of them. Where an instance has more than 100 members to tell,
+        only these profiles are told, and the worker tells the others; a profile that others keep
+        changing is left to them and to the worker. `names` is a hint what changed of them, as
+        `SettlingStore.settle` takes it; `walking`: their own dynamic groups follow elsewhere. Safe
+        to repeat, late, and by several at once. About six round trips for 200 profiles, partitions
+        side by side, and two or three where rules name what changed; `bulk`, or for more than 100,
+        one script at a time on a node.
         """
         todo = list(dict.fromkeys(mixed))
         bulk = bulk or len(todo) > BULK
         definitions = len((await self._definitions.rules(env)).definitions)
         together = max(min(TOGETHER, TURN // max(definitions, 1)), 1)
         for start in range(0, len(todo), together):
-            await self._derive(env, todo[start : start + together], bulk=bulk)
+            some = todo[start : start + together]
+            unsettled: list[bytes] = []
+            await self._derive(env, some, unsettled, bulk=bulk)
+            if walking:
+                unsettled = list(set(unsettled).difference(some))
+            else:
+                unsettled += some
+            await self._settle(env, unsettled, names, bulk=bulk)
 
     async def derive_dirty(
         self, env: Environment, before_us: int, *, budget_seconds: float | None = None
@@ -156,12 +159,13 @@ class DerivationStore:
             rules = await self._definitions.rules(env)
             for _ in range(TRIES):
                 try:
-                    await self._settle_whole(env, rules, iids, bulk=True)
+                    unsettled = await self._telling.tell_all(env, rules, iids, bulk=True)
                 except Stale as error:
                     rules = await self._definitions.reload(env, int(str(error)))
                 else:
+                    await self._settle(env, unsettled, (), bulk=True)
                     return
-            raise _restless()
+            raise restless()
 
         return await self._catch_up(env, "stale", before_us, settle, budget_seconds)
 
@@ -184,7 +188,19 @@ class DerivationStore:
                 purged += step
         return purged
 
-    async def _derive(self, env: Environment, todo: list[bytes], *, bulk: bool) -> None:
+    async def _settle(
+        self, env: Environment, mixed: Sequence[bytes], names: Collection[bytes], *, bulk: bool
+    ) -> None:
+        """Have dynamic groups follow, of profiles whose instances do."""
+        # By rules that were just compared with those in force.
+        rules = await self._definitions.rules(env)
+        if mixed and rules.dynamic:
+            shared = map(keys.named_definition, rules.by_number)
+            await self._settling.settle(env, mixed, {*names, *shared}, bulk=bulk)
+
+    async def _derive(
+        self, env: Environment, todo: list[bytes], unsettled: list[bytes], *, bulk: bool
+    ) -> None:
         rules = await self._definitions.rules(env)
         left = dict.fromkeys(todo, 0)
         failure: Stale | None = None
@@ -193,29 +209,37 @@ class DerivationStore:
                 await asyncio.sleep(random.random() * PAUSE_SECONDS)  # noqa: S311
             failure = None
             try:
-                left = await self._round(env, rules, left, bulk=bulk)
+                left = await self._round(env, rules, left, unsettled, bulk=bulk)
             except Stale as error:
                 failure = error
                 rules = await self._definitions.reload(env, int(str(error)))
             if not left:
                 return
         if failure is not None:
-            raise _restless() from failure
+            raise restless() from failure
         # Whoever keeps changing them derives them too, but perhaps not what was asked for here.
-        await self._each(
+        await run_rows(
+            self._connection,
             "defer_profiles",
             ("dirty",),
             [_now_us()],
-            _by_home(env, [(one,) for one in left], FINISH),
-            bulk,
+            by_home(env, [(one,) for one in left], FINISH),
+            bulk=bulk,
         )
 
     async def _round(
-        self, env: Environment, rules: Rules, left: dict[bytes, int], *, bulk: bool
+        self,
+        env: Environment,
+        rules: Rules,
+        left: dict[bytes, int],
+        unsettled: list[bytes],
+        *,
+        bulk: bool,
     ) -> dict[bytes, int]:
         """Derive profiles once; give those that have to be begun anew.
 
-        With each comes the seq of a contribution that its own have to be above, or 0.
+        With each comes the seq of a contribution that its own have to be above, or 0. For whom
+        something follows by rules is added to `unsettled`.
         """
         began = _now_us()
         facts = await self._read_facts(env, self._plan(env, rules), list(left), bulk=bulk)
@@ -236,15 +260,16 @@ class DerivationStore:
             if mixed in ready and ready[mixed].listed.get(iid) != (b"%d" % version, False):
                 number = ready[mixed].named[iid].source.definition.number
                 own.append((mixed, iid, version, b"%d %d %d " % (number, version, follows)))
-        told, later = await self._settle(env, rules, outcome.stale, own, left, bulk=bulk)
+        told = await self._telling.tell(env, rules, outcome.stale, own, left, bulk=bulk)
+        unsettled += told.unsettled
         raised, unfinished = await all_done(
-            self._release(env, told, later, bulk=bulk),
+            self._telling.release(env, told, bulk=bulk),
             self._finish(env, rules, ready, bulk=bulk),
         )
         for mixed in unfinished:
             again[mixed] = 0
         if raised:
-            await self._settle_whole(env, rules, raised, left, bulk=bulk)
+            unsettled += await self._telling.tell_all(env, rules, raised, left, bulk=bulk)
         return again
 
     async def _read_facts(
@@ -268,7 +293,7 @@ class DerivationStore:
         homes: dict[bytes, list[bytes]] = {}
         for mixed in todo:
             homes.setdefault(env.home(mixed), []).append(mixed)
-        await _all(
+        await all_done_of(
             *(
                 read(tag, within[start : start + many])
                 for tag, within in homes.items()
@@ -281,7 +306,7 @@ class DerivationStore:
         self, env: Environment, rules: Rules, facts: dict[bytes, Facts], *, bulk: bool
     ) -> dict[bytes, int]:
         """List named instances with their profiles; give the profiles whose facts changed."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for mixed, each in facts.items():
             fresh = [iid for iid in each.named if iid not in each.listed]
             if fresh:
@@ -289,7 +314,9 @@ class DerivationStore:
                 for iid in fresh:
                     row += (iid, b"%d" % each.named[iid].source.definition.number)
                 rows.append(tuple(row))
-        return await self._unless_changed("list_contributions", "erasing", env, rules, rows, bulk)
+        return await self._unless_changed(
+            "list_contributions", "erasing", env, rules, rows, bulk=bulk
+        )
 
     async def _contribute(
         self,
@@ -326,7 +353,7 @@ class DerivationStore:
 
         lives, ends = changes_of(facts, above)
         fresh, held = parted(lives, facts)
-        await _all(
+        await all_done_of(
             *(
                 change(name, tag, chunk)
                 for name, joints in (
@@ -353,100 +380,7 @@ class DerivationStore:
             arguments: list[Part] = [mixed, facts[mixed].seq, seq, now]
             await self._connection.call(script, declared, arguments, bulk=bulk)
 
-        await _all(*(raise_seq(env.home(mixed), mixed, seq) for mixed, seq in above.items()))
-
-    async def _settle(
-        self,
-        env: Environment,
-        rules: Rules,
-        stale: list[bytes],
-        own: Iterable[tuple[bytes, bytes, int, bytes]],
-        only: Collection[bytes] | None,
-        *,
-        bulk: bool,
-    ) -> tuple[dict[bytes, tuple[int, bytes]], dict[bytes, int]]:
-        """Tell members, and those who were, what follows from the instances; and what is `own`.
-
-        Gives the version of each instance of which all know now, with how many count, and the
-        highest version that somebody was told already, where it is above that. Of those with too
-        many members, only those of `only` are told, where it is given. Stale, where one follows
-        later rules.
-        """
-        rows = list(own)
-        turn = 0
-        told: dict[bytes, tuple[int, bytes]] = {}
-        for iid, instance in zip(
-            stale, await self._instances.read(env, stale, limit=rules.limit, bulk=bulk), strict=True
-        ):
-            if instance is None:
-                told[iid] = 0, _ALL
-                continue
-            if instance.rules > rules.version:
-                raise Stale(str(instance.rules))
-            counted = [each.mixed for each in instance.counted]
-            rest = _ALL if len(counted) == instance.total else _SOME
-            former = set(instance.formers).difference(counted)
-            if only is not None and len(counted) + len(former) > TELL:
-                counted = [mixed for mixed in counted if mixed in only]
-                former.intersection_update(only)
-            else:
-                told[iid] = instance.version, rest if instance.total else _NOBODY
-            head = b"%d %d %d " % (instance.number, instance.version, instance.rules)
-            definition = rules.by_number.get(instance.number)
-            if definition is not None and counted:
-                values = head + _encoded(definition, instance)
-                rows += ((mixed, iid, instance.version, values) for mixed in counted)
-                counted = []
-            rows += ((mixed, iid, instance.version, head) for mixed in (*counted, *former))
-            turn += len(instance.counted)
-            if turn > TURN:
-                turn = 0
-                await asyncio.sleep(0)
-        later: dict[bytes, int] = {}
-        for chunk, answer in await self._each(
-            "settle_profiles", ("rules",), [], _by_home(env, rows, SETTLE), bulk
-        ):
-            for place, version in zip(answer[::2], answer[1::2], strict=True):
-                iid = chunk[place][1]
-                later[iid] = max(int(version), later.get(iid, 0))
-        fault("derive.settled")
-        return told, later
-
-    async def _settle_whole(
-        self,
-        env: Environment,
-        rules: Rules,
-        iids: list[bytes],
-        only: Collection[bytes] | None = None,
-        *,
-        bulk: bool,
-    ) -> None:
-        """Tell everybody of instances; whatever changes meanwhile is left to who changed it."""
-        for _ in range(TRIES):
-            told, later = await self._settle(env, rules, iids, (), only, bulk=bulk)
-            iids = await self._release(env, told, later, bulk=bulk)
-            if not iids:
-                return
-
-    async def _release(
-        self,
-        env: Environment,
-        told: dict[bytes, tuple[int, bytes]],
-        later: dict[bytes, int],
-        *,
-        bulk: bool,
-    ) -> list[bytes]:
-        """Note that all know of instances; give those whose version was too low and is raised."""
-        rows = [(iid, version, later.get(iid, 0), rest) for iid, (version, rest) in told.items()]
-        raised = []
-        for chunk, letters in await self._each(
-            "release_instances", ("stale", "ended"), [_now_us()], _by_home(env, rows, RELEASE), bulk
-        ):
-            raised += [
-                row[0] for row, letter in zip(chunk, letters, strict=True) if letter == _RAISED
-            ]
-        fault("derive.released")
-        return raised
+        await all_done_of(*(raise_seq(env.home(mixed), mixed, seq) for mixed, seq in above.items()))
 
     async def _finish(
         self, env: Environment, rules: Rules, facts: dict[bytes, Facts], *, bulk: bool
@@ -457,7 +391,9 @@ class DerivationStore:
             ended = [iid for iid in each.listed if iid not in each.named]
             if each.behind or ended:
                 rows.append((mixed, each.seq, b"%d" % len(ended), *ended))
-        again = await self._unless_changed("finish_profiles", "dirty", env, rules, rows, bulk)
+        again = await self._unless_changed(
+            "finish_profiles", "dirty", env, rules, rows, _now_us(), bulk=bulk
+        )
         fault("derive.finished")
         return again
 
@@ -467,12 +403,18 @@ class DerivationStore:
         kind: str,
         env: Environment,
         rules: Rules,
-        rows: list[_Row],
+        rows: list[Row],
+        *head: Part,
         bulk: bool,
     ) -> dict[bytes, int]:
         """Run a script for profiles whose facts are as they were read; give the others."""
-        answers = await self._each(
-            name, ("rules", kind), [rules.version], _by_home(env, rows, FINISH), bulk
+        answers = await run_rows(
+            self._connection,
+            name,
+            ("rules", kind),
+            [rules.version, *head],
+            by_home(env, rows, FINISH),
+            bulk=bulk,
         )
         return {
             row[0]: 0
@@ -480,25 +422,6 @@ class DerivationStore:
             for row, letter in zip(chunk, letters, strict=True)
             if letter == _CHANGED
         }
-
-    async def _each(
-        self,
-        name: str,
-        kinds: Sequence[str],
-        head: list[Part],
-        chunks: Iterable[tuple[bytes, list[_Row]]],
-        bulk: bool,
-    ) -> list[tuple[list[_Row], Any]]:
-        """Run a script for each chunk of rows, side by side; give each with its answer."""
-        script = scripts.load(name)
-
-        async def run(tag: bytes, chunk: list[_Row]) -> tuple[list[_Row], Any]:
-            declared = [keys.key(tag, kind) for kind in kinds]
-            declared.append(keys.none(tag))
-            arguments: list[Part] = [*head, *chain.from_iterable(chunk)]
-            return chunk, await self._connection.call(script, declared, arguments, bulk=bulk)
-
-        return await _all(*(run(tag, chunk) for tag, chunk in chunks))
 
     async def _catch_up(
         self, env: Environment, kind: str, before_us: int, work: Work, budget_seconds: float | None
@@ -518,46 +441,6 @@ class DerivationStore:
                 del self._plans[next(iter(self._plans))]
             plan = self._plans[env.rules_home] = planned(rules)
         return plan
-
-
-async def _all(*calls: Awaitable[_T]) -> list[_T]:
-    """Wait for all; one alone does without a task."""
-    return [await calls[0]] if len(calls) == 1 else await all_done(*calls)
-
-
-def _by_home(
-    env: Environment, rows: Iterable[_Row], many: int
-) -> Iterator[tuple[bytes, list[_Row]]]:
-    """Cut rows into what one script takes, by the home of what each begins with."""
-    homes: dict[bytes, list[_Row]] = {}
-    if len(env.partitions) == 1:
-        # PERF: there are several rows for each profile; it is a tenth of what this module costs.
-        homes[env.partitions[0]] = list(rows)
-    else:
-        for row in rows:
-            homes.setdefault(env.home(row[0]), []).append(row)
-    for tag, within in homes.items():
-        if not within:
-            continue
-        start = size = 0
-        for at, row in enumerate(within):
-            if at - start >= many or size >= WRITE_BYTES:
-                yield tag, within[start:at]
-                start, size = at, 0
-            size += len(row[-1])
-        yield tag, within[start:]
-
-
-def _encoded(definition: Definition, instance: Instance) -> bytes:
-    """Give what members of an instance inherit, as it is kept: attribute id -> value."""
-    return b"{%b}" % b",".join(
-        b"%b:%b" % (msgspec.json.encode(attribute), outcome.value)
-        for attribute, outcome in values_of(definition, instance).items()
-    )
-
-
-def _restless() -> Unavailable:
-    return Unavailable("the rules of the application are being changed by too many others at once")
 
 
 def _now_us() -> int:

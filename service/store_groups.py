@@ -3,64 +3,55 @@
 A change is one directory script, version checked. What has to follow in the partitions (the state
 that member scripts consult, the sweep of a deleted group) is named by an intent that the script
 leaves; the caller completes it before answering, and the worker completes what a dead process left.
+With a dynamic group, or its rule tree, the application's rules change in the same script.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from service import ids, keys, scripts
-from service.cuts import Around, Page, number_bound, number_page
-from service.errors import Conflict, NotFound, Stale
+from service.errors import Conflict, Invalid, Stale
 from service.faults import fault
 from service.groups import (
+    DYNAMIC_TYPE,
     Group,
     GroupChanges,
     GroupDocument,
-    GroupQuery,
     NewGroup,
     as_group,
-    decode,
+    encode,
     group_indexes,
-    matches,
-    query_indexes,
 )
+from service.store_group_directory import GroupDirectory, all_done, id16
+from service.store_jobs import WAITING, new_save
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-
     from service.connection import Connection
-    from service.cuts import Cut
     from service.environment import Environment
     from service.nearcache import NearCache
+    from service.store_dynamic import DynamicStore, Ruling
 
-    Indexes = list[list[bytes]]
+__all__ = ["GroupStore", "all_done"]
 
-Used = TypeVar("Used")
-
-SCAN = 200
-"""Index entries that one step of a list looks at, in all indexes together: 1 ms."""
-ROWS = 150
-"""Groups that one step of a list reads, or that are read by number: 1.5 ms."""
-READERS = 32
-"""Groups whose numbers are asked for at the same time."""
 TRIES = 50
 """How often a change is made again after losing against others."""
+_KNOWN_BY = ("state", "count", "dynamic")
+"""What of a partition says that it knows a group's number."""
 
 
-class GroupStore:
+class GroupStore(GroupDirectory):
     """Groups of an environment. Every method may raise Unavailable."""
 
-    def __init__(self, connection: Connection, cache: NearCache) -> None:
-        """Take the open connection and the process's near-cache."""
-        self._connection = connection
-        self._cache = cache
+    def __init__(self, connection: Connection, cache: NearCache, dynamic: DynamicStore) -> None:
+        """Take the open connection, the process's near-cache, and what rules go with groups."""
+        super().__init__(connection, cache)
+        self._dynamic = dynamic
 
     async def create_group(
         self, env: Environment, new: NewGroup, *, number: int | None = None
@@ -71,47 +62,27 @@ class GroupStore:
         have lost writes of the directory), create. One more where it is created inactive. Whoever
         creates many reserves their numbers together, and gives a `number` that was found free.
         """
-        document = GroupDocument(
-            id=new.id or ids.text(ids.new()),
-            name=new.name,
-            is_active=new.is_active,
-            description=new.description,
-            custom_id=new.custom_id,
-            created_at_us=_now_us() if new.created_at_us is None else new.created_at_us,
-            attributes=new.attributes,
-            membership_type=new.membership_type,
-        )
-        tag = env.directory
-        while True:
+        document = _new_document(new)
+        for _ in range(TRIES):
             if number is None:
                 number = await self._reserve_number(env)
-            indexes = sorted(group_indexes(tag, document))
+            ruling = None
+            if new.rule_tree is not None:
+                ruling = await self._dynamic.creating(env, document, number, new.rule_tree)
             try:
-                version = await self._connection.call(
-                    scripts.load("create_group"),
-                    [
-                        keys.group(tag, number),
-                        keys.key(tag, "group_ids"),
-                        keys.key(tag, "group_custom_ids"),
-                        keys.key(tag, "intents"),
-                        keys.key(tag, "version"),
-                        *indexes,
-                        keys.none(tag),
-                    ],
-                    [
-                        number,
-                        _id16(document.id),
-                        (document.custom_id or "").encode(),
-                        msgspec.json.encode(document),
-                        _now_us(),
-                        int(document.is_active),
-                    ],
-                )
+                version = await self._insert(env, number, document, ruling)
                 break
+            except Stale:
+                # Rules, or what the tree names, changed meanwhile.
+                continue
             except Conflict as ex:
                 if str(ex) != "number":
                     raise _taken(ex, document) from None
                 number = None
+        else:
+            raise _contended()
+        if ruling is not None:
+            document = ruling.document
         fault("create_group.created")
         group = as_group(document, number, int(version))
         if not group.is_active:
@@ -119,7 +90,43 @@ class GroupStore:
             fault("create_group.installed")
             await self.finish_intent(env, "intents", group.number, group.version)
             fault("create_group.finished")
+        if ruling is not None:
+            await self._dynamic.in_force(ruling)
         return group
+
+    async def _insert(
+        self, env: Environment, number: int, document: GroupDocument, ruling: Ruling | None
+    ) -> int:
+        tag = env.directory
+        indexes = sorted(group_indexes(tag, document))
+        kinds = ["group_ids", "group_custom_ids", "intents", "version"]
+        arguments: list[bytes | str | int] = [
+            number,
+            id16(document.id),
+            (document.custom_id or "").encode(),
+            encode(document if ruling is None else ruling.document),
+            _now_us(),
+            int(document.is_active),
+        ]
+        if ruling is not None:
+            kinds += ["rules", "installing", "jobs"]
+            arguments += [*ruling.written, ruling.rules.version, *ruling.job, *ruling.leaves]
+        else:
+            kinds += ["jobs"]
+            save = None if document.saved_query is None else new_save(number, _now_us())
+            arguments += ["", b""] if save is None else [save.id, msgspec.json.encode(save)]
+            arguments.append(WAITING)
+        version = await self._connection.call(
+            scripts.load("create_group" if ruling is None else "create_dynamic"),
+            [
+                keys.group(tag, number),
+                *(keys.key(tag, kind) for kind in kinds),
+                *indexes,
+                keys.none(tag),
+            ],
+            arguments,
+        )
+        return int(version)
 
     async def _reserve_number(self, env: Environment) -> int:
         counter = keys.key(env.directory, "numbers")
@@ -130,7 +137,7 @@ class GroupStore:
                 *(
                     self._connection.call(
                         scripts.load("probe_number"),
-                        [keys.key(tag, "state"), keys.key(tag, "count"), keys.none(tag)],
+                        [*(keys.key(tag, kind) for kind in _KNOWN_BY), keys.none(tag)],
                         [number],
                     )
                     for tag in env.partitions
@@ -139,109 +146,6 @@ class GroupStore:
             fault("create_group.probed")
             if not any(used):
                 return number
-
-    async def get_group(
-        self, env: Environment, gid: str, *, include_inactive: bool = False
-    ) -> Group:
-        """Give the group of an id or, if no group has that id, of a custom id.
-
-        What follows on `custom_id:` is a custom id, whatever its form. Read from the directory, so
-        it is as it is now. NotFound where there is none, or an inactive one that was not asked for.
-        One round trip.
-        """
-        custom_id = ids.named_by_custom_id(gid)
-        parsed = ids.parse(gid)
-        directory = self._cache.directory(env.directory)
-        with directory.filling() as fill:
-            found = await self._connection.call(
-                scripts.load("find_group"),
-                [
-                    keys.key(env.directory, "group_ids"),
-                    keys.key(env.directory, "group_custom_ids"),
-                    keys.none(env.directory),
-                ],
-                [parsed or b"", (gid if custom_id is None else custom_id).encode()],
-            )
-            if not found or found[1] is None:
-                raise NotFound
-            group = decode(int(found[0]), found[1], found[2])
-            if fill.fits(group.number):
-                directory.keep_number(_id16(group.id), group.number)
-                directory.keep_group(group)
-        if not (group.is_active or include_inactive):
-            raise NotFound
-        return group
-
-    async def number_of(self, env: Environment, gid: str) -> int:
-        """Give the number of a group, to ask member scripts about. NotFound where none is.
-
-        An id is near-cached (no round trip); a custom id reads the directory. An id's number never
-        changes while the group exists; where member scripts say that there is none, see `renumber`.
-        """
-        parsed = ids.parse(gid)
-        if parsed is not None:
-            number = self._cache.directory(env.directory).numbers.get(parsed)
-            if number is not None:
-                self._cache.hits += 1
-                return number
-            self._cache.misses += 1
-        return (await self.get_group(env, gid, include_inactive=True)).number
-
-    async def numbers_of(self, env: Environment, gids: Collection[str]) -> dict[str, int | None]:
-        """Give the number of each group, as `number_of` does; None where none is.
-
-        Those that are not near-cached are asked for side by side.
-        """
-        numbers: dict[str, int | None] = {}
-
-        async def read(gid: str) -> None:
-            try:
-                numbers[gid] = await self.number_of(env, gid)
-            except NotFound:
-                numbers[gid] = None
-
-        await _side_by_side(read, gids)
-        return numbers
-
-    async def renumbered(
-        self, env: Environment, numbers: Mapping[str, int | None], gids: Collection[str]
-    ) -> set[str]:
-        """Give those groups that are said to be gone, but have another number: see `renumber`."""
-        moved: set[str] = set()
-
-        async def confirm(gid: str) -> None:
-            number = numbers[gid]
-            if number is not None and await self.renumber(env, gid, number) is not None:
-                moved.add(gid)
-
-        await _side_by_side(confirm, gids)
-        return moved
-
-    async def renumber(self, env: Environment, gid: str, number: int) -> int | None:
-        """Give the number of a group that is said to be gone under this one, if it has another.
-
-        A group may be deleted and another made under its id before this process hears of it: so a
-        miss under a cached number is confirmed by the directory. None where nothing changed.
-        """
-        self._cache.directory(env.directory).forget(number)
-        try:
-            fresh = await self.number_of(env, gid)
-        except NotFound:
-            return None
-        return None if fresh == number else fresh
-
-    async def with_number(
-        self, env: Environment, gid: str, use: Callable[[int], Awaitable[Used]]
-    ) -> Used:
-        """Do something with the number of a group; NotFound is confirmed before it is raised."""
-        number = await self.number_of(env, gid)
-        try:
-            return await use(number)
-        except NotFound:
-            fresh = await self.renumber(env, gid, number)
-            if fresh is None:
-                raise
-        return await use(fresh)
 
     async def update_group(
         self,
@@ -253,22 +157,35 @@ class GroupStore:
     ) -> Group:
         """Change a group. A custom id in use is a Conflict, and nothing changed.
 
-        A change of `is_active` is in force in every partition when this returns.
+        A change of `is_active` is in force in every partition when this returns. So is another rule
+        tree of a dynamic group: its members follow it for whatever changes from then on, and a job
+        finds those of before; what it refuses is said with `create_group`.
         """
+        given = {
+            name: value
+            for name in (
+                "name",
+                "is_active",
+                "description",
+                "custom_id",
+                "attributes",
+                "modified_by",
+            )
+            if (value := getattr(changes, name)) is not UNSET
+        }
         for _ in range(TRIES):
             old = await self.get_group(env, gid, include_inactive=include_inactive)
-            document = GroupDocument(
-                id=old.id,
-                name=_changed(changes.name, old.name),
-                is_active=_changed(changes.is_active, old.is_active),
-                description=_changed(changes.description, old.description),
-                custom_id=_changed(changes.custom_id, old.custom_id),
-                created_at_us=old.created_at_us,
-                attributes=_changed(changes.attributes, old.attributes),
-                membership_type=old.membership_type,
-            )
+            document = replace(_document(old), **given)
+            ruling = None
+            if changes.rule_tree is not UNSET:
+                if not old.is_dynamic:
+                    message = "Only a dynamic group has a rule tree."
+                    raise Invalid(message, "rule_tree")
+                ruling = await self._dynamic.changing(env, old, document, changes.rule_tree)
+                if ruling is not None:
+                    document = ruling.document
             try:
-                version = await self._replace(env, old, document)
+                version = await self._replace(env, old, document, ruling)
             except Stale:
                 continue
             except Conflict as ex:
@@ -286,35 +203,41 @@ class GroupStore:
                 fault("update_group.installed")
                 await self.finish_intent(env, "intents", group.number, version)
                 fault("update_group.finished")
+            if ruling is not None:
+                await self._dynamic.in_force(ruling)
             return group
-        message = "the group is being changed by too many others at once"
-        raise Conflict(message)
+        raise _contended()
 
-    async def _replace(self, env: Environment, old: Group, new: GroupDocument) -> int:
+    async def _replace(
+        self, env: Environment, old: Group, new: GroupDocument, ruling: Ruling | None
+    ) -> int:
         tag = env.directory
         before, after = group_indexes(tag, old), group_indexes(tag, new)
         leaving, entering = sorted(before - after), sorted(after - before)
+        kinds = ["group_custom_ids", "intents", "version"]
+        arguments: list[bytes | str | int] = [
+            old.number,
+            old.version,
+            (old.custom_id or "").encode(),
+            (new.custom_id or "").encode(),
+            encode(new),
+            _now_us(),
+            len(leaving),
+            int(new.is_active != old.is_active),
+        ]
+        if ruling is not None:
+            kinds += ["group_ids", "rules", "installing", "jobs"]
+            arguments += [*ruling.written, ruling.rules.version, *ruling.job, *ruling.leaves]
         version = await self._connection.call(
-            scripts.load("update_group"),
+            scripts.load("update_group" if ruling is None else "update_dynamic"),
             [
                 keys.group(tag, old.number),
-                keys.key(tag, "group_custom_ids"),
-                keys.key(tag, "intents"),
-                keys.key(tag, "version"),
+                *(keys.key(tag, kind) for kind in kinds),
                 *leaving,
                 *entering,
                 keys.none(tag),
             ],
-            [
-                old.number,
-                old.version,
-                (old.custom_id or "").encode(),
-                (new.custom_id or "").encode(),
-                msgspec.json.encode(new),
-                _now_us(),
-                len(leaving),
-                int(new.is_active != old.is_active),
-            ],
+            arguments,
         )
         return int(version)
 
@@ -327,39 +250,58 @@ class GroupStore:
         who repeats a deletion that died between the directory and the partitions: nothing is known
         of the group's number any more, and checks go on saying member until the worker has told
         the partitions, which it does about 3 s after the deletion at the latest.
+
+        A static group that the rule tree of a dynamic one names is a Conflict, which says of which.
         """
-        tag = env.directory
+        again = False
         for _ in range(TRIES):
             old = await self.get_group(env, gid, include_inactive=include_inactive)
+            ruling, rules_version = None, 0
+            if old.is_dynamic:
+                ruling = await self._dynamic.deleting(env, old)
+            else:
+                rules_version = await self._dynamic.unnamed(env, old, again=again)
             try:
-                version = await self._connection.call(
-                    scripts.load("delete_group"),
-                    [
-                        keys.group(tag, old.number),
-                        keys.key(tag, "group_ids"),
-                        keys.key(tag, "group_custom_ids"),
-                        keys.key(tag, "intents"),
-                        keys.key(tag, "deleting"),
-                        keys.key(tag, "version"),
-                        *sorted(group_indexes(tag, old)),
-                        keys.none(tag),
-                    ],
-                    [
-                        old.number,
-                        old.version,
-                        _id16(old.id),
-                        (old.custom_id or "").encode(),
-                        _now_us(),
-                    ],
-                )
+                version = await self._remove(env, old, ruling, rules_version)
             except Stale:
+                again = True
                 continue
             fault("delete_group.deleted")
-            await self.install_state(env, old.number, int(version), "d")
+            await self.install_state(env, old.number, version, "d")
             fault("delete_group.installed")
+            if ruling is not None:
+                await self._dynamic.in_force(ruling)
             return
-        message = "the group is being changed by too many others at once"
-        raise Conflict(message)
+        raise _contended()
+
+    async def _remove(
+        self, env: Environment, old: Group, ruling: Ruling | None, rules_version: int
+    ) -> int:
+        tag = env.directory
+        kinds = ["group_ids", "group_custom_ids", "intents", "deleting", "version", "rules"]
+        arguments: list[bytes | str | int] = [
+            old.number,
+            old.version,
+            id16(old.id),
+            (old.custom_id or "").encode(),
+            _now_us(),
+        ]
+        if ruling is None:
+            arguments.append(rules_version)
+        else:
+            kinds += ["installing", "built"]
+            arguments += [*ruling.written, ruling.rules.version]
+        version = await self._connection.call(
+            scripts.load("delete_group" if ruling is None else "delete_dynamic"),
+            [
+                keys.group(tag, old.number),
+                *(keys.key(tag, kind) for kind in kinds),
+                *sorted(group_indexes(tag, old)),
+                keys.none(tag),
+            ],
+            arguments,
+        )
+        return int(version)
 
     async def install_state(self, env: Environment, number: int, version: int, letter: str) -> None:
         """Install a group's state in every partition, unless a newer one is there.
@@ -389,205 +331,47 @@ class GroupStore:
             [number, version],
         )
 
-    async def read_groups(
-        self, env: Environment, numbers: list[int], *, cached: bool = True
-    ) -> dict[int, Group]:
-        """Documents of groups by number; those that are gone are left out.
 
-        Cached ones may be behind by the time a published change takes, at most about a second.
-        """
-        directory = self._cache.directory(env.directory)
-        found = {}
-        missing = []
-        for number in numbers:
-            group = directory.groups.get(number) if cached else None
-            if group is None:
-                missing.append(number)
-            else:
-                found[number] = group
-        if cached:
-            self._cache.hits += len(found)
-            self._cache.misses += len(missing)
-        for start in range(0, len(missing), ROWS):
-            wanted = missing[start : start + ROWS]
-            with directory.filling() as fill:
-                flat = await self._connection.call(
-                    scripts.load("read_groups"),
-                    [keys.key(env.directory, "group_ids"), keys.none(env.directory)],
-                    wanted,
-                )
-                for number, raw, version in zip(wanted, flat[::2], flat[1::2], strict=True):
-                    if raw is not None:
-                        group = found[number] = decode(number, raw, version)
-                        if fill.fits(number):
-                            directory.keep_group(group)
-        return found
+def _new_document(new: NewGroup) -> GroupDocument:
+    if (new.membership_type == DYNAMIC_TYPE) != (new.rule_tree is not None):
+        message = "A dynamic group has a rule tree, and no other group has one."
+        raise Invalid(message, "rule_tree")
+    if new.rule_tree is not None and new.saved_query is not None:
+        message = "The members of a dynamic group follow its rule tree, and no query."
+        raise Invalid(message, "rule_tree")
+    return GroupDocument(
+        id=new.id or ids.text(ids.new()),
+        name=new.name,
+        is_active=new.is_active,
+        description=new.description,
+        custom_id=new.custom_id,
+        created_at_us=_now_us() if new.created_at_us is None else new.created_at_us,
+        attributes=new.attributes,
+        membership_type=new.membership_type,
+        created_by=new.created_by,
+        modified_by=new.created_by if new.modified_by is None else new.modified_by,
+        saved_query=new.saved_query,
+    )
 
-    async def list_groups(
-        self, env: Environment, query: GroupQuery, cut: Cut | None, limit: int
-    ) -> Page[Group]:
-        """Give a page of the groups that match, in order of creation (or the reverse).
 
-        Exact under changes: a group that matches during the whole walk comes exactly once. One
-        round trip for a page, and one for each 200 entries of the smallest index that it and the
-        count of several conditions have to look at.
-        """
-        if query.custom_id is not None:
-            return await self._list_one(env, query, cut)
-        indexes = [
-            query_indexes(env.directory, query, active=active)
-            for active in ((True, False) if query.include_inactive else (True,))
-        ]
-        up = query.descending == (cut is not None and cut.backward)
-        bound, other = number_bound(cut, up=up), number_bound(cut, up=not up)
-        rows, beyond, count = await asyncio.gather(
-            self._walk(env, indexes, up=up, bound=bound, limit=limit + 1),
-            self._lies(env, indexes, up=not up, bound=other) if cut is not None else _no(),
-            self._count(env, indexes),
-        )
-        around = Around(len(rows) > limit, beyond, count)
-        rows = rows[:limit]
-        return number_page(
-            rows, [each.number for each in rows], around, cut, descending=query.descending
-        )
-
-    async def _list_one(self, env: Environment, query: GroupQuery, cut: Cut | None) -> Page[Group]:
-        """Give a list by custom id has at most one row."""
-        key = keys.key(env.directory, "group_custom_ids")
-        number = await self._connection.command(key, "HGET", key, query.custom_id or "")
-        groups = await self.read_groups(env, [int(number)], cached=False) if number else {}
-        rows = [each for each in groups.values() if matches(each, query)]
-        if cut is None or not rows:
-            return Page(len(rows), rows, None, None)
-        up = query.descending == (cut is not None and cut.backward)
-        bound = int(number_bound(cut, up=up))
-        inside = rows[0].number >= bound if up else rows[0].number <= bound
-        rows = rows if inside else []
-        return number_page(
-            rows,
-            [each.number for each in rows],
-            Around(more=False, other=not inside, count=1),
-            cut,
-            descending=query.descending,
-        )
-
-    async def _walk(
-        self, env: Environment, indexes: Indexes, *, up: bool, bound: bytes, limit: int
-    ) -> list[Group]:
-        """Read up to `limit` groups from a bound on."""
-        found: list[Group] = []
-        steps = self._steps(env, indexes, up=up, bound=bound, limit=limit, documents=True)
-        async for step in steps:
-            found += [
-                decode(int(number), raw, version)
-                for number, raw, version in zip(step[::3], step[1::3], step[2::3], strict=True)
-            ]
-        return found
-
-    async def _lies(self, env: Environment, indexes: Indexes, *, up: bool, bound: bytes) -> bool:
-        """Tell whether any group matches from a bound on."""
-        steps = self._steps(env, indexes, up=up, bound=bound, limit=1, documents=False)
-        return bool(sum([len(step) async for step in steps]))
-
-    async def _count(self, env: Environment, indexes: Indexes) -> int:
-        """Count the groups that match: one command for one condition, else a walk in steps."""
-        if len(indexes[0]) == 1:
-            return sum(
-                await asyncio.gather(
-                    *(self._connection.command(part[0], "ZCARD", part[0]) for part in indexes)
-                )
-            )
-        steps = self._steps(env, indexes, up=True, bound=b"", limit=None, documents=False)
-        return sum([len(step) async for step in steps])
-
-    async def _steps(
-        self,
-        env: Environment,
-        indexes: Indexes,
-        *,
-        up: bool,
-        bound: bytes,
-        limit: int | None,
-        documents: bool,
-    ) -> AsyncIterator[list[bytes]]:
-        """Walk the groups that stand in all indexes, in bounded steps, up to `limit` of them.
-
-        A step is a flat list: a number, or number, document and version, for each group.
-        """
-        width = 3 if documents else 1
-        left = limit
-        while left is None or left > 0:
-            most = ROWS if left is None else min(left, ROWS)
-            last, *step = await self._connection.call(
-                scripts.load("list_groups"),
-                [*chain.from_iterable(indexes), keys.none(env.directory)],
-                [
-                    len(indexes[0]),
-                    int(not up),
-                    bound,
-                    most,
-                    max(SCAN // sum(map(len, indexes)), 1),
-                    int(documents),
-                ],
-            )
-            yield step
-            if not last:
-                return
-            if left is not None:
-                left -= len(step) // width
-            bound = b"%d" % (int(last) + (1 if up else -1))
+def _document(group: Group) -> GroupDocument:
+    held = {name: getattr(group, name) for name in GroupDocument.__struct_fields__}
+    return GroupDocument(**held)
 
 
 def _taken(ex: Conflict, document: GroupDocument) -> Conflict:
+    if str(ex) == "jobs":
+        return Conflict(
+            f"{WAITING} queries are being saved as groups already: wait for one of them."
+        )
     if str(ex) == "custom_id":
         return Conflict(f"profile group with custom_id '{document.custom_id}' already exists.")
     return Conflict(f"profile group with id '{document.id}' already exists.")
 
 
-def _changed(change: Any, old: Any) -> Any:
-    return old if change is UNSET else change
-
-
-def _id16(text: str) -> bytes:
-    parsed = ids.parse(text)
-    if parsed is None:
-        message = f"{text} is no UUID"
-        raise ValueError(message)
-    return parsed
+def _contended() -> Conflict:
+    return Conflict("the group is being changed by too many others at once")
 
 
 def _now_us() -> int:
     return time.time_ns() // 1000
-
-
-async def _side_by_side(use: Callable[[str], Awaitable[None]], gids: Collection[str]) -> None:
-    """Do something with each of many groups, READERS at the same time."""
-    waiting = iter(gids)
-    done = 0
-
-    async def work() -> None:
-        nonlocal done
-        for gid in waiting:
-            await use(gid)
-            done += 1
-            if done % READERS == 0:
-                # With a warm cache nothing waits, and the first takes them all.
-                await asyncio.sleep(0)
-
-    await all_done(*(work() for _ in range(min(READERS, len(gids)))))
-
-
-async def _no() -> bool:
-    return False
-
-
-async def all_done(*calls: Awaitable[Any]) -> list[Any]:
-    """Wait for all, also where one fails, so that none goes on behind the caller's back.
-
-    Then the first failure is raised.
-    """
-    done = await asyncio.gather(*calls, return_exceptions=True)
-    for each in done:
-        if isinstance(each, BaseException):
-            raise each
-    return done

@@ -22,6 +22,7 @@ from service.faults import fault
 from service.resolution import FINAL, WRITTEN, Ingested, Plan, Step, Work
 from service.store_groups import all_done
 from service.store_profiles import FIND, TRIES
+from service.store_records import BEHIND, UNSETTLED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +44,7 @@ PAUSE_SECONDS = 0.02
 """Before a batch is tried again whose profile is being erased, or which lost against others."""
 TOGETHER = 100
 """Identities in other slots that are added side by side."""
-_YES = ord("1")
+_ZERO = ord("0")
 
 
 class IngestStore:
@@ -212,12 +213,13 @@ class IngestStore:
                     break
                 chunk.append(step)
                 work.describe(step, rules, arguments)
-            letters, dirty = await self._connection.call(
+            letters, behind = await self._connection.call(
                 scripts.load("write_batches"), declared, arguments, bulk=bulk
             )
-            for step, letter, flag in zip(chunk, letters, dirty, strict=False):
+            for step, letter, digit in zip(chunk, letters, behind, strict=False):
                 step.letter = letter
-                step.dirty = flag == _YES
+                step.dirty = bool(digit - _ZERO & BEHIND)
+                step.unsettled = bool(digit - _ZERO & UNSETTLED)
                 if letter not in FINAL:
                     waiting.add(step.mixed)
             at += len(letters)

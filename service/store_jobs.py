@@ -1,8 +1,11 @@
-"""Jobs of an application: walks over all its profiles that derive what follows from their facts.
+"""Jobs of an application: walks over its profiles that derive what follows from their facts.
 
 A job is queued with the change of rules that makes it necessary, by somebody who asks, or, in a
-weekly application, for every Monday. At most one waits beside one that runs, and whoever asks
-meanwhile gets the one that waits: it has not looked at anybody yet. The worker runs them, a page of
+weekly application, for every Monday. At most one walk waits beside one that runs, and whoever asks
+meanwhile gets the one that waits: it has not looked at anybody yet. What it does is decided when it
+is taken: it derives everything of everybody, where that is wanted, or else it finds the members of
+the dynamic groups that are not built by the rule tree that they have now. Jobs that save a query as
+a group are no walks: each waits for itself. The worker runs them, the oldest first, a page of
 profiles at a time, under a lease that each step renews; position and counts are kept with the job,
 so that another worker goes on where one died. Every step is safe to repeat and to do twice.
 """
@@ -12,17 +15,30 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
 from service import ids, keys, scripts
-from service.errors import BelongError, NotFound, Stale, Unavailable
+from service.errors import BelongError, Conflict, NotFound, Stale, Unavailable
 from service.faults import fault
+from service.job_record import (
+    FAILURES,
+    Job,
+    SaveStep,
+    decode_job,
+    encode_job,
+    failure,
+    monday_before,
+    new_job,
+    new_save,
+    onward,
+    unbuilt,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from service.connection import Connection
     from service.environment import Application, Environment
@@ -34,7 +50,9 @@ if TYPE_CHECKING:
 
         interrupted: set[int]
 
-        async def derive_profiles(self, env: Environment, mixed: Sequence[bytes]) -> None:
+        async def derive_profiles(
+            self, env: Environment, mixed: Sequence[bytes], *, walking: bool = False
+        ) -> None:
             """Derive what follows from the facts of these profiles."""
 
         async def settle_stale(
@@ -42,79 +60,46 @@ if TYPE_CHECKING:
         ) -> int:
             """Tell the members of instances."""
 
+    class Settling(Protocol):
+        """What follows rule trees: `SettlingStore`."""
+
+        async def walk(
+            self, env: Environment, mixed: Sequence[bytes], groups: Collection[int] | None
+        ) -> None:
+            """Evaluate the rules of these dynamic groups (None: of all) for these profiles."""
+
+    class Saving(Protocol):
+        """What saves queries as groups: `QueryStore`."""
+
+        async def save_step(self, env: Environment, number: int, position: str) -> SaveStep:
+            """Add some of those of whom the query of a group is true to it, from a position on."""
+
+
+__all__ = [
+    "FAILURES", "Job", "JobStore", "SaveStep", "decode_job", "encode_job", "monday_before",
+    "new_job", "new_save", "unbuilt",
+]  # fmt: skip
 
 PAGE = 200
 """Profiles of one step."""
 LEASE_US = 10_000_000
 """After this without a step another worker takes a job over."""
+TRIES = 20
+"""How often the end of a job is noted again while rules change."""
 KEPT = 100
 """Jobs that ended and are remembered, the latest."""
-FAILURES = 100
-"""A job ends when so many profiles could not be derived: something is wrong with all of them."""
-
-_DAY_US = 86_400_000_000
-_WEEK_US = 7 * _DAY_US
-_FIRST_MONDAY_US = 4 * _DAY_US
-"""1970 began on a Thursday."""
+BUILT = 250
+"""Groups that one script notes as built: 1 ms."""
+RULES = 50
+"""So many rules take as long for a profile as what follows from one definition."""
+WAITING = 100
+"""Queries that may wait at a time to be saved as groups."""
+LOOK_SECONDS = 600.0
+"""How often a worker looks whether a dynamic group is not built, and no job is to do it."""
+RETRY_US = 3_600_000_000
+"""After this what a job that failed was to build is tried again."""
 
 log = logging.getLogger(__name__)
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A job as it is kept. `done` of `total` profiles were looked at; the total is an estimate.
-
-    `environment`, `partition` and `bound` are where it goes on, and `runner` is who may, up to
-    `lease_until_us`; `begun` says that partitions were told of the rules since it was taken.
-    `failures` profiles could not be derived, the first one because of `error`.
-    """
-
-    id: str
-    state: Literal["queued", "running", "done", "failed"] = "queued"
-    reason: str
-    created_at_us: int
-    ended_at_us: int | None = None
-    done: int = 0
-    total: int = 0
-    environment: int = 0
-    partition: int = 0
-    bound: bytes = b""
-    runner: str = ""
-    lease_until_us: int = 0
-    begun: bool = False
-    failures: int = 0
-    error: str | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it ended, one way or the other."""
-        return self.state in ("done", "failed")
-
-
-_JOB = msgspec.json.Decoder(Job)
-
-
-def new_job(reason: str, now_us: int) -> Job:
-    """Give a job to queue: `rules` or `weekly`, or `asked` for."""
-    return Job(id=ids.text(ids.new()), reason=reason, created_at_us=now_us)
-
-
-def encode_job(job: Job) -> bytes:
-    """Give what is stored of a job: the first letter of its state, and the job."""
-    return job.state[:1].encode() + b" " + msgspec.json.encode(job)
-
-
-def decode_job(raw: bytes) -> Job:
-    """Give the job that is stored so. Anything else is a ValueError."""
-    job = _JOB.decode(raw[2:])
-    if raw[:2] != job.state[:1].encode() + b" ":
-        message = f"job {job.id} is stored as {raw[:2]!r}, and is {job.state}"
-        raise ValueError(message)
-    return job
-
-
-def monday_before(now_us: int) -> int:
-    """Give the last Monday, 00:00 UTC, that began at or before a moment."""
-    return now_us - (now_us - _FIRST_MONDAY_US) % _WEEK_US
 
 
 class _Agenda(msgspec.Struct, frozen=True):
@@ -127,22 +112,36 @@ class _Agenda(msgspec.Struct, frozen=True):
     """Jobs that wait or run, as they are and as they are stored."""
 
     def next(self, runner: str, now_us: int) -> tuple[Job, bytes] | None:
-        """Give the job to go on with: the one that runs, if it is ours or left, or what waits."""
+        """Give the job to go on with: the one that runs, if it is ours or left, or what waits.
+
+        What waits longest comes first, so that neither walks nor queries to save wait for ever.
+        """
         for job, raw in self.jobs:
             if job.state == "running":
                 left = job.runner == runner or job.lease_until_us < now_us
                 return (job, raw) if left else None
-        return self.jobs[0] if self.jobs else None
+        return min(self.jobs, key=lambda each: (each[0].created_at_us, each[0].id), default=None)
+
+    @property
+    def walks(self) -> bool:
+        """Whether a walk waits or runs."""
+        return any(not job.is_save for job, _ in self.jobs)
 
 
 class JobStore:
     """Jobs of applications. Every method may raise Unavailable."""
 
-    def __init__(self, connection: Connection, definitions: DefinitionStore) -> None:
-        """Take the open connection, and who knows rules and tells partitions of them."""
+    def __init__(
+        self, connection: Connection, definitions: DefinitionStore, settling: Settling
+    ) -> None:
+        """Take the open connection, who knows rules and tells partitions, and who follows trees."""
         self._connection = connection
         self._definitions = definitions
+        self._settling = settling
         self._runner = secrets.token_hex(8)
+        self._looked_at: dict[int, float] = {}
+        self.saving: Saving | None = None
+        """Who saves queries: set once, by who opens both."""
         self.interrupted: set[int] = set()
         """Numbers of applications whose job ran out of its budget; the worker clears it."""
 
@@ -163,17 +162,35 @@ class JobStore:
             raise NotFound(message)
         return decode_job(raw)
 
-    async def queue_job(self, application: Application) -> Job:
-        """Queue a job, or give the one that waits already. It begins within a worker's second."""
-        job = new_job("asked", _now_us())
+    async def queue_job(self, application: Application, *, whole: bool = True) -> Job:
+        """Queue a job, or give the one that waits already. It begins within a worker's second.
+
+        It is over everything, or, where it need not be `whole`, over the dynamic groups that are
+        not built.
+        """
+        now = _now_us()
+        job = new_job("asked", now, whole=whole)
         key = _jobs(application)
         waits = await self._connection.call(
             scripts.load("queue_job"),
-            [key, keys.none(_home(application))],
-            [job.id, msgspec.json.encode(job)],
+            [key, _built(application), keys.none(_home(application))],
+            [job.id, msgspec.json.encode(job), int(whole), now],
         )
         waiting = waits.decode()
         return job if waiting == job.id else await self.get_job(application, waiting)
+
+    async def open_jobs(self, application: Application) -> list[Job]:
+        """Give the jobs that wait or run."""
+        return [job for job, _ in (await self._read_agenda(application)).jobs]
+
+    async def read_built(self, application: Application) -> dict[bytes, int]:
+        """Give the version of the rules by which each dynamic group was built, by its number.
+
+        Beside them `wanted` and `whole`, as the key schema says.
+        """
+        key = _built(application)
+        flat = await self._connection.command(key, "HGETALL", key)
+        return {name: int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
     async def work(
         self,
@@ -215,9 +232,30 @@ class JobStore:
             await self._definitions.install(application)
         if agenda.version:
             rules = await self._definitions.known(application, agenda.version)
-            if await self._queue_weekly(application, rules, agenda.weekly_us):
+            queued = await self._queue_weekly(application, rules, agenda.weekly_us)
+            if rules.dynamic and not agenda.walks:
+                queued |= await self._queue_unbuilt(application)
+            if queued:
                 agenda = await self._read_agenda(application)
         return agenda
+
+    async def _queue_unbuilt(self, application: Application) -> bool:
+        """Queue a job for dynamic groups that are not built; whether there are any.
+
+        The job that was to build them failed: it is tried again an hour later.
+        """
+        now = time.monotonic()
+        if now - self._looked_at.get(application.number, -LOOK_SECONDS) < LOOK_SECONDS:
+            return False
+        self._looked_at[application.number] = now
+        rules = await self._definitions.reread(application.production)
+        if not unbuilt(rules, await self.read_built(application)):
+            return False
+        walks = [each for each in await self.list_jobs(application) if not each.is_save]
+        if max((each.ended_at_us or 0 for each in walks), default=0) > _now_us() - RETRY_US:
+            return False
+        await self.queue_job(application, whole=False)
+        return True
 
     async def _read_agenda(self, application: Application) -> _Agenda:
         home = _home(application)
@@ -242,8 +280,8 @@ class JobStore:
         home, job = _home(application), new_job("weekly", now)
         waits = await self._connection.call(
             scripts.load("queue_weekly"),
-            [keys.key(home, "jobs"), keys.key(home, "weekly"), keys.none(home)],
-            [monday, job.id, msgspec.json.encode(job)],
+            [*(keys.key(home, kind) for kind in ("jobs", "weekly", "built")), keys.none(home)],
+            [monday, job.id, msgspec.json.encode(job), now],
         )
         return bool(waits)
 
@@ -256,16 +294,20 @@ class JobStore:
         until: float | None,
     ) -> bool:
         """Run a job; whether it ended. Stale: somebody else has it."""
-        environments = list(application.environments.values())
         if job.runner != self._runner:
-            job, raw = await self._taken(application, job, raw, environments)
+            job, raw = await self._taken(application, job, raw)
+        if job.is_save:
+            return await self._save(application, job, raw, until)
+        if not job.decided:
+            job, raw = await self._decide(application, job, raw)
+        environments = _environments(application, job)
         if not job.begun:
             # Whoever changed rules and found this job waiting did so before it was taken.
             await self._definitions.install(application)
         while job.environment < len(environments):
             env = environments[job.environment]
             page, left = await self._page(env, job)
-            failures, error = await self._derive(env, derivation, page)
+            failures, error = await self._derive(env, derivation, job, page)
             done = job.done + len(page)
             stepped = replace(
                 job,
@@ -278,28 +320,24 @@ class JobStore:
             )
             if stepped.failures >= FAILURES:
                 break
-            job, raw = await self._replaced(application, raw, _onward(env, stepped, left))
+            job, raw = await self._replaced(application, raw, onward(env, stepped, left))
             fault("job.stepped")
             if until is not None and time.monotonic() > until:
                 self.interrupted.add(application.number)
                 return False
         else:
             stepped = job
-            if not await self._tell(derivation, environments, until):
+            if job.whole and not await self._tell(derivation, environments, until):
                 self.interrupted.add(application.number)
                 return False
         await self._end(application, raw, stepped)
         return True
 
-    async def _taken(
-        self, application: Application, job: Job, raw: bytes, environments: Sequence[Environment]
-    ) -> tuple[Job, bytes]:
+    async def _taken(self, application: Application, job: Job, raw: bytes) -> tuple[Job, bytes]:
         """Take a job that waits, or was left."""
-        total = job.total or await self._count(environments)
         taken = replace(
             job,
             state="running",
-            total=total,
             runner=self._runner,
             lease_until_us=_now_us() + LEASE_US,
             begun=False,
@@ -308,8 +346,74 @@ class JobStore:
         fault("job.taken")
         return found
 
+    async def _decide(self, application: Application, job: Job, raw: bytes) -> tuple[Job, bytes]:
+        """Decide what a job that was taken does.
+
+        Only now: whoever found it waiting relies on it, and did so before it was taken.
+        """
+        rules = await self._definitions.reread(application.production)
+        built = await self.read_built(application)
+        wanted, done = built.get(b"wanted", 0), built.get(b"whole", 0)
+        # What an older version queued, `built` does not know of.
+        whole = wanted > done or (job.whole and not wanted)
+        decided = replace(
+            job,
+            decided=True,
+            whole=whole,
+            wanted=wanted,
+            groups=() if whole else unbuilt(rules, built),
+            rules=rules.version,
+            since=done,
+        )
+        environments = _environments(application, decided)
+        total = job.total or await self._count(environments)
+        return await self._replaced(application, raw, replace(decided, total=total))
+
+    async def _save(
+        self, application: Application, job: Job, raw: bytes, until: float | None
+    ) -> bool:
+        """Save a query as a group; whether that ended."""
+        if self.saving is None:
+            message = "nothing here saves queries"
+            raise RuntimeError(message)
+        while True:
+            try:
+                step = await self.saving.save_step(application.production, job.group, job.position)
+            except Unavailable:
+                raise
+            except Exception as ex:
+                # What is wrong with this query must not keep other jobs waiting.
+                said = str(ex) if isinstance(ex, BelongError) else repr(ex)
+                where = "group %d of %s could not be filled: %s"
+                log.warning(
+                    where, job.group, application.client_id, said,
+                    exc_info=not isinstance(ex, BelongError),
+                )  # fmt: skip
+                said = f"The query could not be saved: {said}"[:1000]
+                await self._end(application, raw, job, said)
+                return True
+            done = job.done + step.added
+            job = replace(
+                job,
+                begun=True,
+                position=step.position,
+                done=done,
+                total=max(step.total, done),
+                failures=job.failures + step.failed,
+                error=job.error or step.error,
+                lease_until_us=_now_us() + LEASE_US,
+            )
+            if not step.position:
+                await self._end(application, raw, job)
+                return True
+            job, raw = await self._replaced(application, raw, job)
+            fault("save.stepped")
+            if until is not None and time.monotonic() > until:
+                self.interrupted.add(application.number)
+                return False
+
     async def _count(self, environments: Sequence[Environment]) -> int:
-        """Count the profiles of both environments: everybody is in group 0."""
+        """Count the profiles of environments: everybody is in group 0."""
         script = scripts.load("count_members")
         return sum(
             [
@@ -326,6 +430,8 @@ class JobStore:
         """Read the next profiles of a partition, and where it goes on there; empty at its end."""
         tag = env.partitions[job.partition]
         rules = await self._definitions.rules(env)
+        followed = len(rules.dynamic if job.whole else job.groups) // RULES
+        width = max(len(rules.definitions) if job.whole else 0, followed, 1)
         _, left, packed, _ = await self._connection.call(
             scripts.load("list_member_ids"),
             [
@@ -333,12 +439,12 @@ class JobStore:
                 keys.none(tag),
             ],
             # What follows from many definitions takes longer: a step is to be far below a lease.
-            [0, job.bound, max(PAGE // max(len(rules.definitions), 1), 1)],
+            [0, job.bound, max(PAGE // width, 1)],
         )
         return ids.split(packed), left
 
     async def _derive(
-        self, env: Environment, derivation: Derivation, page: Sequence[bytes]
+        self, env: Environment, derivation: Derivation, job: Job, page: Sequence[bytes]
     ) -> tuple[int, str | None]:
         """Derive a page, and one by one where that fails; how many failed, and why the first did.
 
@@ -347,7 +453,9 @@ class JobStore:
         if not page:
             return 0, None
         try:
-            await derivation.derive_profiles(env, page)
+            if job.whole:
+                await derivation.derive_profiles(env, page, walking=True)
+            await self._settling.walk(env, page, None if job.whole else job.groups)
         except Unavailable:
             raise
         except Exception as ex:
@@ -358,7 +466,7 @@ class JobStore:
             return 0, None
         failures, first = 0, None
         for mixed in page:
-            failed, error = await self._derive(env, derivation, [mixed])
+            failed, error = await self._derive(env, derivation, job, [mixed])
             failures, first = failures + failed, first or error
             if failures >= FAILURES:
                 break
@@ -385,19 +493,67 @@ class JobStore:
                 derivation.interrupted.add(env.number)
         return True
 
-    async def _end(self, application: Application, raw: bytes, job: Job) -> None:
-        """Note that a job ended, and forget those that ended long before."""
+    async def _end(
+        self, application: Application, raw: bytes, job: Job, error: str | None = None
+    ) -> None:
+        """Note that a job ended and what it built, and forget those that ended long before.
+
+        A group is built by the tree with which it was decided on, if it still has that one, and if
+        nobody was left out. `error` is why the job as a whole failed.
+        """
         now = _now_us()
-        ended = replace(job, state="done", total=job.done, ended_at_us=now, bound=b"")
-        if job.failures:
-            ended = replace(ended, state="failed", total=job.total, error=_failure(job))
+        ended = replace(job, state="done", total=job.done, ended_at_us=now, bound=b"", groups=())
+        if error or job.failures:
+            ended = replace(ended, state="failed", total=job.total, error=error or failure(job))
         over = sorted(
             (each for each in await self.list_jobs(application) if each.is_over),
             key=lambda each: (each.ended_at_us or 0, each.id),
         )
         forgotten = [each.id for each in over[: max(len(over) + 1 - KEPT, 0)]]
-        await self._replaced(application, raw, ended, forgotten)
+        if job.is_save:
+            await self._replaced(application, raw, ended, forgotten)
+        else:
+            await self._ended(application, raw, (job, ended), forgotten)
         fault("job.finished")
+
+    async def _ended(
+        self, application: Application, raw: bytes, jobs: tuple[Job, Job], forgotten: Sequence[str]
+    ) -> None:
+        job, ended = jobs
+        home = _home(application)
+        declared = [*(keys.key(home, kind) for kind in ("jobs", "built", "rules")), keys.none(home)]
+        for _ in range(TRIES):
+            rules = await self._definitions.reread(application.production)
+            built = [
+                each
+                for each in rules.dynamic
+                if each.version <= job.rules and (job.whole or each.number in job.groups)
+            ]
+            if job.failures:
+                built = []
+            *parts, last = [
+                [part for each in built[at : at + BUILT] for part in (each.number, each.version)]
+                for at in range(0, max(len(built), 1), BUILT)
+            ]
+            guard = [rules.version, job.since]
+            whole = job.wanted if job.whole and job.failures < FAILURES else ""
+            rest = [whole, len(forgotten), *forgotten, *last]
+            try:
+                for part in parts:
+                    await self._connection.call(
+                        scripts.load("note_built"), declared, [job.id, raw, *guard, *part]
+                    )
+                await self._connection.call(
+                    scripts.load("end_job"),
+                    declared,
+                    [job.id, raw, encode_job(ended), *guard, *rest],
+                )
+            except Conflict:
+                # Rules changed meanwhile, and a group may be gone.
+                continue
+            return
+        message = "The rules are being changed by too many others at once."
+        raise Unavailable(message)
 
     async def _replaced(
         self, application: Application, raw: bytes, job: Job, forgotten: Sequence[str] = ()
@@ -412,23 +568,9 @@ class JobStore:
         return job, encoded
 
 
-def _failure(job: Job) -> str:
-    if job.failures == 1:
-        said = "One profile could not be derived"
-    elif job.failures < FAILURES:
-        said = f"{job.failures} profiles could not be derived, the first one"
-    else:
-        said = f"It was given up after {job.failures} profiles that could not be derived, the first"
-    return f"{said} because of: {job.error}"[:1000]
-
-
-def _onward(env: Environment, job: Job, left: bytes) -> Job:
-    """Give a job at its next position: on in this partition, or the next one, or environment."""
-    if left:
-        return replace(job, bound=left)
-    if job.partition + 1 < len(env.partitions):
-        return replace(job, partition=job.partition + 1, bound=b"")
-    return replace(job, environment=job.environment + 1, partition=0, bound=b"")
+def _environments(application: Application, job: Job) -> list[Environment]:
+    """Give the environments that a job walks. Dynamic groups are in production alone."""
+    return list(application.environments.values()) if job.whole else [application.production]
 
 
 def _home(application: Application) -> bytes:
@@ -437,6 +579,10 @@ def _home(application: Application) -> bytes:
 
 def _jobs(application: Application) -> bytes:
     return keys.key(_home(application), "jobs")
+
+
+def _built(application: Application) -> bytes:
+    return keys.key(_home(application), "built")
 
 
 def _now_us() -> int:

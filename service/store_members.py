@@ -4,12 +4,14 @@ Ids come and go as 16-byte UUIDs; inside they are mixed, which decides the parti
 the order (partition, then mixed bytes). One script changes one partition's memberships atomically,
 both directions at once; a request for many ids is many scripts, each of a size that holds the
 server up for less than 2 ms, and its answer says item by item what was done. All of it can be
-repeated.
+repeated. Memberships of dynamic groups that follow from what was written are there when it is
+answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from bisect import bisect_left, bisect_right
 from itertools import chain
@@ -19,16 +21,17 @@ import msgspec
 
 from service import ids, keys, scripts
 from service.cuts import Around, member_page
-from service.errors import Conflict, NotFound, Unavailable
+from service.errors import Conflict, NotFound, Unavailable, Unwritable
 from service.faults import fault
 from service.store_groups import all_done
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from service.connection import Connection
     from service.cuts import Cut, Page
     from service.environment import Environment
+    from service.store_settling import SettlingStore
 
     Row = tuple[bytes, bytes, bytes | None, bytes | None]
 
@@ -48,6 +51,10 @@ TURN = 500
 """Ids that the event loop prepares between two awaits."""
 ADDED, ALREADY, OVER_LIMIT, UNKNOWN, BEING_ERASED, REMOVED, NO_MEMBER = b"+=LUE-."
 """Outcomes of adding and removing, one per id."""
+UNSETTLED = b"!"
+"""What scripts put behind outcomes, or profiles, where dynamic groups have yet to follow."""
+SETTLED = frozenset(b"+=-.")
+"""Outcomes after which these may have to follow; `=` and `.` where a request is repeated."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -65,9 +72,10 @@ class MemberStore:
     Where a group number is taken, an inactive or deleted group raises NotFound.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        """Take the open connection."""
+    def __init__(self, connection: Connection, settling: SettlingStore) -> None:
+        """Take the open connection, and the store that makes dynamic groups follow."""
         self._connection = connection
+        self._settling = settling
 
     async def add_members(
         self,
@@ -94,9 +102,10 @@ class MemberStore:
     async def remove_members(self, env: Environment, number: int, packed: bytes) -> bytes:
         """Remove profiles from a group. Returns one outcome per id, in the order given.
 
-        REMOVED, NO_MEMBER, BEING_ERASED. Atomic for each id, not for all; repeatable.
+        REMOVED, NO_MEMBER, BEING_ERASED. Atomic for each id, not for all; repeatable. On a full
+        store, too: dynamic groups that take somebody in then follow when there is room.
         """
-        return await self._write(env, "remove_members", number, packed, ())
+        return await self._write(env, "remove_members", number, packed, (_now_us(),))
 
     async def replace_members(
         self,
@@ -196,11 +205,12 @@ class MemberStore:
 
         Chunks of one partition follow one another, those of several run side by side; what is more
         than one chunk goes as bulk work. A failure in one partition is raised when the others are
-        through with theirs.
+        through with theirs; what then has to follow from what was done is left to the worker.
         """
         script = scripts.load(name)
         order, parts = await _planned(env, packed)
         outcomes: dict[bytes, int] = {}
+        unsettled: list[bytes] = []
         bulk = len(order) > CHUNK
 
         async def write(partition: int, buckets: dict[int, list[bytes]]) -> None:
@@ -222,6 +232,9 @@ class MemberStore:
                         raise
                     done = f"{len(outcomes):,} of {len(order):,} ids were done before that"
                     raise type(ex)(f"{ex} {done}; repeating is safe.") from ex
+                if letters.endswith(UNSETTLED):
+                    letters = letters[:-1]
+                    unsettled.extend(followed(chunk, letters))
                 outcomes.update(zip(chunk, letters, strict=True))
 
         if len(parts) == 1:
@@ -229,6 +242,10 @@ class MemberStore:
             await write(partition, buckets)
         else:
             await all_done(*(write(partition, buckets) for partition, buckets in parts.items()))
+        if unsettled:
+            removes = name == "remove_members"
+            with contextlib.suppress(*([Unwritable] if removes else [])):
+                await self._settling.settle(env, unsettled, (keys.named_group(number),), bulk=bulk)
         return bytes(map(outcomes.__getitem__, order))
 
     async def check_members(self, env: Environment, numbers: list[int], packed: bytes) -> bytes:
@@ -529,6 +546,11 @@ async def _chunks(buckets: dict[int, list[bytes]]) -> AsyncIterator[list[bytes]]
             ready = ready[CHUNK:]
     if ready:
         yield ready
+
+
+def followed(mixed: Iterable[bytes], letters: bytes) -> list[bytes]:
+    """Give those of some profiles from whose outcomes something may have to follow."""
+    return [each for each, letter in zip(mixed, letters, strict=True) if letter in SETTLED]
 
 
 def _too_many(count: int) -> Conflict:

@@ -19,11 +19,14 @@ import msgspec
 from service import ids, keys, scripts
 from service.errors import Conflict, Invalid, NotFound, Stale, Unavailable
 from service.faults import fault
+from service.store_members import UNSETTLED
+from service.store_settling import HOUR_US, TURNOVER_SECONDS
 
 if TYPE_CHECKING:
     from service.connection import Connection
     from service.environment import Environment
     from service.store_derivation import DerivationStore
+    from service.store_settling import SettlingStore
 
 CHUNK = 40
 """Identities that one script creates, memberships that one step erases: 1.5 ms of server time."""
@@ -36,6 +39,8 @@ MARKED = 10_000
 """Profiles of which it is remembered since when they are being erased."""
 SHOWN = {"customer_id": "custom_id", "mpid": "mpid"}
 """Identity types that the profile's record shows, of which it has one, and in which field."""
+_KNOWN = (keys.named_group(0),)
+"""What changes of a profile that becomes known."""
 
 
 class Erased(msgspec.Struct):
@@ -50,10 +55,16 @@ class Erased(msgspec.Struct):
 class ProfileStore:
     """Profiles of an environment. Every method may raise Unavailable."""
 
-    def __init__(self, connection: Connection, derivation: DerivationStore) -> None:
-        """Take the open connection, and the store that ends what erased profiles contributed."""
+    def __init__(
+        self, connection: Connection, derivation: DerivationStore, settling: SettlingStore
+    ) -> None:
+        """Take the open connection, and the stores of what follows.
+
+        One ends what erased profiles contributed, one has dynamic groups take in new profiles.
+        """
         self._connection = connection
         self._derivation = derivation
+        self._settling = settling
         self._marked: dict[tuple[bytes, bytes], float] = {}
 
     async def resolve_identities(
@@ -61,8 +72,8 @@ class ProfileStore:
     ) -> list[bytes | None]:
         """Give the 16-byte profile ids of identities, in the order given; None where there is none.
 
-        With `create` a new profile is made for each that has none; Invalid where one can be no
-        identity of its type. One round trip for each 350
+        With `create` a new profile is made for each that has none, and in the dynamic groups that
+        follow; Invalid where one can be no identity of its type. One round trip for each 350
         of a partition, and one for each 40 that are created; partitions side by side.
         """
         wanted = list(dict.fromkeys(values))
@@ -77,6 +88,7 @@ class ProfileStore:
             partition, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
             places.setdefault(partition, []).append((value, bucket))
         found: dict[str, bytes | None] = {}
+        unsettled: list[bytes] = []
 
         async def run(partition: int, within: list[tuple[str, int]]) -> None:
             bulk = len(wanted) > FIND
@@ -87,10 +99,16 @@ class ProfileStore:
             missing = [each for each in within if found[each[0]] is None] if create else []
             for start in range(0, len(missing), CHUNK):
                 part = missing[start : start + CHUNK]
-                mixed = await self._create(env, partition, kind, part, bulk or len(missing) > CHUNK)
-                found.update(zip((value for value, _ in part), mixed, strict=True))
+                made, follow = await self._create(
+                    env, partition, kind, part, bulk or len(missing) > CHUNK
+                )
+                if follow:
+                    unsettled.extend(made)
+                found.update(zip((value for value, _ in part), made, strict=True))
 
         await asyncio.gather(*(run(partition, within) for partition, within in places.items()))
+        if unsettled:
+            await self._settling.settle(env, unsettled, _KNOWN, bulk=len(wanted) > FIND)
         unmix = env.mixer.unmix
         return [None if (each := found[value]) is None else unmix(each) for value in values]
 
@@ -122,8 +140,10 @@ class ProfileStore:
         kind: str,
         wanted: list[tuple[str, int]],
         bulk: bool,
-    ) -> list[bytes | None]:
+    ) -> tuple[list[bytes], bool]:
+        """Give mixed ids, and whether dynamic groups have yet to follow from new profiles."""
         tag = env.partitions[partition]
+        follow = False
         for _ in range(TRIES):
             arguments: list[bytes | str | int] = [SHOWN.get(kind, ""), _now_us()]
             drawn = env.mixer.draw(partition, len(env.partitions), len(wanted))
@@ -135,13 +155,16 @@ class ProfileStore:
                 arguments,
                 bulk=bulk,
             )
+            if found[-1] == UNSETTLED:
+                found.pop()
+                follow = True
             held = [
                 (value, bucket, each)
                 for (value, bucket), each in zip(wanted, found, strict=True)
                 if len(each) != ids.SIZE
             ]
             if not held:
-                return list(found)
+                return found, follow
             for value, bucket, reservation in held:
                 await self.settle_other(
                     env, partition, bucket, keys.identity_field(kind, value), reservation
@@ -161,10 +184,18 @@ class ProfileStore:
         """
         _check(kind, [value])
         mixed = env.mixer.mix(id16)
+        if await self._add(env, mixed, kind, value, known=known):
+            await self._settling.settle(env, [mixed], _KNOWN)
+
+    async def _add(
+        self, env: Environment, mixed: bytes, kind: str, value: str, *, known: bool
+    ) -> bool:
+        """Do it, and say whether dynamic groups have yet to follow."""
         q, bucket = env.mixer.place_identity(kind, value, len(env.partitions))
         field = keys.identity_field(kind, value)
         expected = b""
         given_up = 0
+        follow = False
         for _ in range(TRIES):
             attempt = max(_now_us(), given_up + 1)
             held = await self._reserve(env, q, bucket, field, mixed, attempt, expected)
@@ -172,7 +203,7 @@ class ProfileStore:
             ours = held[: ids.SIZE] == mixed
             if not reserved(held):
                 if ours:
-                    return
+                    return follow
                 message = f"{kind} '{value}' belongs to another profile"
                 raise Conflict(message)
             if not ours:
@@ -183,7 +214,9 @@ class ProfileStore:
                 continue
             attempt = int(held[ids.SIZE + 1 :])
             try:
-                since = await self._confirm(env, mixed, field, attempt, kind, value, int(known))
+                since, more = await self._confirm(
+                    env, mixed, field, attempt, kind, value, int(known)
+                )
             except Stale as error:
                 # By a clock that is ahead of ours, perhaps, or was: the next attempt comes after.
                 given_up = int(str(error))
@@ -195,10 +228,11 @@ class ProfileStore:
                     await self._settle(env, q, bucket, field, held, b"")
                 raise
             fault("add_identity.confirmed")
+            follow = follow or more
             settled = await self._settle(env, q, bucket, field, held, mixed + since)
             fault("add_identity.settled")
             if settled:
-                return
+                return follow
         message = "the identity is being changed by too many others at once"
         raise Unavailable(message)
 
@@ -229,10 +263,13 @@ class ProfileStore:
         kind: str,
         value: str,
         known: int,
-    ) -> bytes:
-        """Write the identity into its profile; give since when it is there."""
+    ) -> tuple[bytes, bool]:
+        """Write the identity into its profile; give since when it is there.
+
+        And whether dynamic groups have yet to follow, since something is known of it now.
+        """
         tag = env.home(mixed)
-        since: bytes = await self._connection.call(
+        since, follow = await self._connection.call(
             scripts.load("confirm_identity"),
             [
                 keys.of_profile(tag, "profile", mixed),
@@ -243,7 +280,7 @@ class ProfileStore:
             ],
             [mixed, field, attempt, SHOWN.get(kind, ""), value, known, _now_us()],
         )
-        return since
+        return since, bool(follow)
 
     async def _fence(self, env: Environment, reservation: bytes, field: bytes) -> bytes | None:
         """Say since when the owner of a reservation has it; None: it cannot confirm it any more."""
@@ -338,7 +375,7 @@ class ProfileStore:
                     keys.of_profile(tag, "instances", mixed),
                     keys.none(tag),
                 ],
-                [mixed, CHUNK],
+                [mixed, CHUNK, _now_us() // HOUR_US, TURNOVER_SECONDS],
                 bulk=True,
             )
             fault("erase_profile.stepped")

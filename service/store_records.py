@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from service.store_definitions import DefinitionStore
     from service.store_profiles import ProfileStore
 
+BEHIND, UNSETTLED = 1, 2
+"""Bits that scripts answer: contributions have yet to follow, and dynamic groups."""
 CUSTOM_ID = "customer_id"
 """The identity type of what a record shows as its custom_id."""
 
@@ -62,6 +64,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """What it has of groups, as the rules are now: name -> text, or list of texts."""
     is_behind: bool = False
     """Whether what follows from its attributes has yet to follow: `derive_profiles` sees to it."""
+    is_unsettled: bool = False
+    """Whether its dynamic groups have yet to follow, as writers are told: `derive_profiles` sees
+    to that, too, or else `settle`."""
     dropped: int = 0
     """Attributes that were given under names that definitions reserve, and were not written."""
 
@@ -288,7 +293,7 @@ class RecordStore:
         self, env: Environment, mixed: bytes, kept: Sequence[Any], dropped: int = 0
     ) -> Profile:
         """Make a profile of what a script answered: see `kept_of`."""
-        fields, held, listed, version, is_behind = kept
+        fields, held, listed, version, behind = kept
         record = _pairs(fields)
         attributes = (as_attribute(name, value) for name, value in _pairs(held).items())
         own = sorted(filter(None, attributes), key=lambda each: each.name)
@@ -311,7 +316,8 @@ class RecordStore:
             seq=int(record.get(b"seq", 0)),
             attributes=tuple(own),
             inherited=inherits,
-            is_behind=bool(is_behind),
+            is_behind=bool(behind & BEHIND),
+            is_unsettled=bool(behind & UNSETTLED),
             dropped=dropped,
         )
 

@@ -30,9 +30,12 @@ class Totals(msgspec.Struct):
     sweeps: int = 0
     profiles_behind: int = 0
     instances_behind: int = 0
+    memberships_behind: int = 0
+    """Profiles whose memberships of dynamic groups have yet to follow."""
     profiles_behind_since_us: int | None = None
     """Since when the one of them is behind that waits the longest; None: none is."""
     instances_behind_since_us: int | None = None
+    memberships_behind_since_us: int | None = None
 
 
 class TotalStore:
@@ -61,11 +64,15 @@ class TotalStore:
             totals.erasures += await self._size(tag, "erasing", "SCARD")
             totals.profiles_behind += await self._size(tag, "dirty", "ZCARD")
             totals.instances_behind += await self._size(tag, "stale", "ZCARD")
+            totals.memberships_behind += await self._size(tag, "unsettled", "ZCARD")
             totals.profiles_behind_since_us = _earlier(
                 totals.profiles_behind_since_us, await self._oldest(tag, "dirty")
             )
             totals.instances_behind_since_us = _earlier(
                 totals.instances_behind_since_us, await self._oldest(tag, "stale")
+            )
+            totals.memberships_behind_since_us = _earlier(
+                totals.memberships_behind_since_us, await self._oldest(tag, "unsettled")
             )
         await self._count_groups(env, totals)
         return totals

@@ -15,17 +15,20 @@ import msgspec
 from service import ids, keys, scripts
 from service.attributes import canonical_name
 from service.errors import Conflict, Erasing, Invalid
+from service.groups import DYNAMIC_TYPE
 from service.store_environments import EnvironmentStore
 from service.store_groups import all_done
+from service.store_members import UNSETTLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from service.connection import Connection
     from service.environment import Environment
     from service.groups import Group, NewGroup
     from service.store_groups import GroupStore
     from service.store_profiles import ProfileStore
+    from service.store_settling import SettlingStore
 
     Piece = tuple[int, list[bytes | str | int]]
 
@@ -54,7 +57,7 @@ class Known(msgspec.Struct):
     attributes: dict[bytes, bytes]
     identities: list[bytes]
     memberships: dict[int, int]
-    """Group number -> joined at, in microseconds; derived ones too."""
+    """Number of a static group -> joined at, in microseconds."""
 
 
 class Arriving(msgspec.Struct):
@@ -69,14 +72,31 @@ class Arriving(msgspec.Struct):
     attributes: list[tuple[str, int, int | bytes, bytes]]
 
 
+class Refused(msgspec.Struct, frozen=True):
+    """Why a group was not created. `is_taken`: by what there is, else by what it says itself."""
+
+    sentence: str
+    is_taken: bool
+
+
 class TransferStore:
     """Reads and writes environments in bulk. Every method may raise Unavailable."""
 
-    def __init__(self, connection: Connection, groups: GroupStore, profiles: ProfileStore) -> None:
-        """Take the open connection, and the stores of what is brought in one by one."""
+    def __init__(
+        self,
+        connection: Connection,
+        groups: GroupStore,
+        profiles: ProfileStore,
+        settling: SettlingStore,
+    ) -> None:
+        """Take the open connection, the stores of what is brought in one by one, and of the rest.
+
+        The last one makes dynamic groups follow what is brought in.
+        """
         self._connection = connection
         self._groups = groups
         self._profiles = profiles
+        self._settling = settling
         self._environments = EnvironmentStore(connection)
 
     async def is_empty(self, env: Environment) -> bool:
@@ -166,15 +186,32 @@ class TransferStore:
             found += [None if number is None else int(number) for number in numbers]
         return found
 
-    async def import_groups(self, env: Environment, new: list[NewGroup]) -> list[Group | None]:
-        """Create groups with numbers in the order given; None where id or custom id is in use.
+    async def find_dynamic(self, env: Environment, numbers: list[int]) -> set[int]:
+        """Pick the numbers of dynamic groups. What a group is never changes."""
+        found: set[int] = set()
+        indexes = [
+            keys.type_index(env.directory, DYNAMIC_TYPE, active=active) for active in (True, False)
+        ]
+        for start in range(0, len(numbers), NUMBERS):
+            part = numbers[start : start + NUMBERS]
+            letters = await self._connection.call(
+                scripts.load("find_dynamic"), [*indexes, keys.none(env.directory)], part, bulk=True
+            )
+            found.update(
+                number for number, letter in zip(part, letters, strict=True) if letter == ord("1")
+            )
+        return found
 
-        Then nothing was changed. Three round trips for 32 groups, and
-        one for each that is created inactive.
+    async def import_groups(self, env: Environment, new: list[NewGroup]) -> list[Group | Refused]:
+        """Create groups with numbers in the order given; or say why one was not.
+
+        Its id or custom id is in use, or there is no room for a dynamic group; or its rule tree
+        names what it cannot. Then nothing was changed. Three round trips for 32 static groups, and
+        one for each that is created inactive; a dynamic one takes about six, and is created when
+        all before it are: its tree may name them.
         """
-        made: list[Group | None] = []
-        for start in range(0, len(new), AT_ONCE):
-            part = new[start : start + AT_ONCE]
+        made: list[Group | Refused] = []
+        for part in _together(new):
             numbers = await self._reserve_numbers(env, len(part))
             made += await all_done(
                 *(
@@ -184,11 +221,11 @@ class TransferStore:
             )
         return made
 
-    async def _create(self, env: Environment, new: NewGroup, number: int) -> Group | None:
+    async def _create(self, env: Environment, new: NewGroup, number: int) -> Group | Refused:
         try:
             return await self._groups.create_group(env, new, number=number)
-        except Conflict:
-            return None
+        except (Conflict, Invalid) as error:
+            return Refused(str(error), isinstance(error, Conflict))
 
     async def _reserve_numbers(self, env: Environment, count: int) -> list[int]:
         """Reserve group numbers, ascending, that no partition knows anything of."""
@@ -202,7 +239,10 @@ class TransferStore:
                 *(
                     self._connection.call(
                         scripts.load("probe_numbers"),
-                        [keys.key(tag, "state"), keys.key(tag, "count"), keys.none(tag)],
+                        [
+                            *(keys.key(tag, kind) for kind in ("state", "count", "dynamic")),
+                            keys.none(tag),
+                        ],
                         list(numbers),
                     )
                     for tag in env.partitions
@@ -221,8 +261,8 @@ class TransferStore:
         ADDED, ALREADY, BEING_ERASED. Of a record that is there only what is missing is filled in;
         an attribute is written, under its canonical name, where its time is later than the one
         here. Whoever is behind then is noted so: `derive_profiles`, or the worker, sees to it.
-        Atomic for each profile, but for one of more than 60 attributes, which takes several
-        scripts.
+        Dynamic groups have followed when it returns. Atomic for each profile, but for one of more
+        than 60 attributes, which takes several scripts.
         """
         outcomes = bytearray(ALREADY for _ in profiles)
         mixed = ids.split(env.mixer.mix(b"".join(each.id for each in profiles)))
@@ -231,6 +271,7 @@ class TransferStore:
             pieces = parts.setdefault(env.home(mixed[at]), [])
             pieces += ((at, piece) for piece in _pieces(mixed[at], each))
         now_us = time.time_ns() // 1000
+        unsettled: dict[bytes, None] = {}
 
         async def run(tag: bytes, pieces: list[Piece]) -> None:
             for part in _batches(pieces):
@@ -240,11 +281,16 @@ class TransferStore:
                     [now_us, *(argument for _, piece in part for argument in piece)],
                     bulk=True,
                 )
+                if letters.endswith(UNSETTLED):
+                    letters = letters[:-1]
+                    unsettled.update((mixed[at], None) for at, _ in part)
                 for (at, _), letter in zip(part, letters, strict=True):
                     if letter != ALREADY:
                         outcomes[at] = letter
 
         await all_done(*(run(tag, pieces) for tag, pieces in parts.items()))
+        if unsettled:
+            await self._settling.settle(env, list(unsettled), bulk=True)
         return bytes(outcomes)
 
     async def import_identities(
@@ -278,8 +324,8 @@ class TransferStore:
         """Bring in static memberships: a profile, a group, joined at. One outcome for each.
 
         ADDED, ALREADY (a member before, or given twice: the first time stays), OVER_LIMIT,
-        BEING_ERASED, DELETED. Inactive groups take members here. Scripts of 60, partitions side by
-        side; atomic for each membership.
+        BEING_ERASED, DELETED. Inactive groups take members here. Dynamic groups have followed when
+        it returns. Scripts of 60, partitions side by side; atomic for each membership.
         """
         outcomes = bytearray(ALREADY for _ in numbers)
         mixed = env.mixer.mix(packed)
@@ -288,6 +334,8 @@ class TransferStore:
         for at, number in enumerate(numbers):
             each = mixed[ids.SIZE * at : ids.SIZE * at + ids.SIZE]
             parts[ids.head(each) % count if count > 1 else 0].setdefault((number, each), at)
+        now_us = time.time_ns() // 1000
+        unsettled: dict[bytes, None] = {}
 
         async def run(tag: bytes, places: dict[tuple[int, bytes], int]) -> None:
             rows = sorted(places)
@@ -297,16 +345,36 @@ class TransferStore:
                 letters = await self._connection.call(
                     scripts.load("import_members"),
                     [keys.key(tag, "state"), keys.key(tag, "erasing"), keys.none(tag)],
-                    [GROUPS_PER_PROFILE, *_runs(chunk, [times[each] for each in at])],
+                    [now_us, GROUPS_PER_PROFILE, *_runs(chunk, [times[each] for each in at])],
                     bulk=True,
                 )
+                if letters.endswith(UNSETTLED):
+                    letters = letters[:-1]
+                    unsettled.update((each, None) for _, each in chunk)
                 for each, letter in zip(at, letters, strict=True):
                     outcomes[each] = letter
 
         await all_done(
             *(run(tag, places) for tag, places in zip(env.partitions, parts, strict=True) if places)
         )
+        if unsettled:
+            await self._settling.settle(env, list(unsettled), bulk=True)
         return bytes(outcomes)
+
+
+def _together(new: list[NewGroup]) -> Iterator[list[NewGroup]]:
+    """Cut groups into those that are created side by side."""
+    part: list[NewGroup] = []
+    for each in new:
+        if part and (len(part) == AT_ONCE or each.rule_tree is not None):
+            yield part
+            part = []
+        part.append(each)
+        if each.rule_tree is not None:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def _pairs(flat: Iterable[bytes]) -> dict[bytes, bytes]:

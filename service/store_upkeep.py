@@ -149,6 +149,7 @@ class GroupUpkeep:
                     keys.key(tag, "state"),
                     keys.key(tag, "count"),
                     keys.key(tag, "shape"),
+                    keys.key(tag, "dynamic"),
                     keys.none(tag),
                 ],
                 [number, SWEEP, _now_us(), positions[partition]],

@@ -7,6 +7,7 @@ written here.
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from service.batches import KINDS
 from service.decoding import decoded
 from service.endpoint import Resource, Wire, endpoint, read_body
 from service.errors import Invalid, NotFound
+from service.groups import DYNAMIC_TYPE, GroupQuery
 
 if TYPE_CHECKING:
     from service.admission import TenantCall
@@ -39,6 +41,10 @@ BODY_BYTES = 64 * 1024
 """A longer body of somebody who may name one identity is 413."""
 
 NO_USER = "No user ID provided"
+
+PAGE = 1000
+"""Audiences of a user that are read at a time."""
+_DYNAMIC = GroupQuery(membership_type=DYNAMIC_TYPE)
 
 EnvironmentType = Literal["production", "development"]
 Attribute = str | list[str] | None
@@ -102,6 +108,14 @@ class UserIdentity(msgspec.Struct, forbid_unknown_fields=True):
     value: str
 
 
+class AudienceMembership(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One audience that a user is in. A membership lasts as long as the rule tree is true."""
+
+    audience_id: int
+    audience_name: str
+    expiration_timestamp_ms: int | None = None
+
+
 class UserProfileBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A user's profile, with the parts that were asked for. What Belong does not keep is empty."""
 
@@ -116,7 +130,8 @@ class UserProfileBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     account_userattributes: dict[str, Any] | None = None
     user_attributes: dict[str, Attribute] | UnsetType = UNSET
     """Texts, lists of texts, and null for a tag. Inherited ones are `<definition>:<attribute>`."""
-    audience_memberships: list[Any] | UnsetType = UNSET
+    audience_memberships: list[AudienceMembership] | UnsetType = UNSET
+    """The active dynamic groups that the user is in, the oldest first."""
     attribution: dict[str, Any] | UnsetType | None = UNSET
 
 
@@ -246,7 +261,10 @@ async def _view(
     [found] = await call.store.profiles.resolve_identities(env, kind, [value], create=False)
     if found is None:
         raise NotFound("The specified resource was not found: there is no such user.")
-    profile = await call.store.records.get_profile(env, found)
+    profile, audiences = await asyncio.gather(
+        call.store.records.get_profile(env, found),
+        _audiences(call, env, found if "audience_memberships" in wanted else None),
+    )
     created_at_us = profile.created_at_us or 0
     shown = UserProfileBody(
         mpid=None if profile.mpid is None else int(profile.mpid),
@@ -257,12 +275,36 @@ async def _view(
         "device_identities": [],
         "user_identities": _identities(profile),
         "user_attributes": _attributes(profile),
-        "audience_memberships": [],
+        "audience_memberships": audiences,
         "attribution": None,
     }
     for part in wanted:
         setattr(shown, part, parts[part])
     return shown
+
+
+async def _audiences(
+    call: TenantCall, env: Environment, id16: bytes | None
+) -> list[AudienceMembership]:
+    """Give the audiences that a profile is in, in order of their ids; of None: it is not asked."""
+    found: list[AudienceMembership] = []
+    if id16 is None:
+        return found
+    cut = None
+    while True:
+        page = await call.store.lookups.list_profile_groups(
+            env, id16, cut, PAGE, query=_DYNAMIC, counted=False
+        )
+        found += [
+            AudienceMembership(
+                audience_id=ids.audience_id(env.number, row.group.number),
+                audience_name=row.group.name,
+            )
+            for row in page.rows
+        ]
+        cut = page.last
+        if cut is None:
+            return found
 
 
 def _identities(profile: KnownProfile) -> list[UserIdentity]:

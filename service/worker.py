@@ -2,11 +2,11 @@
 
 It looks at every environment once a second and completes intents, deletions, erasures and
 reservations older than two seconds (younger ones are somebody's work in progress), and derives what
-has not followed from facts for as long; it tells partitions of rules and runs jobs; once an hour it
-forgets old states. What answers depend on comes first; deriving, jobs and sweeps, which may take
-minutes, get half a second each of each look, so that nothing waits for the end of one. Everything
-it does is made of steps that are safe to repeat and to do twice at once, so any number of workers
-may run, and none holds anything that matters.
+has not followed from facts for as long, and what time alone turned since; it tells partitions of
+rules and runs jobs; once an hour it forgets old states. What answers depend on comes first;
+deriving, jobs and sweeps, which may take minutes, get half a second each of each look, so that
+nothing waits for the end of one. Everything it does is made of steps that are safe to repeat and to
+do twice at once, so any number of workers may run, and none holds anything that matters.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RECOUNT_SECONDS = 5
 """After this what could not be counted is counted again."""
 TOGETHER = 16
 """Environments and applications that are looked at side by side."""
-_WORK = ("intent", "reservation", "erasure", "profile", "instance", "sweep")
+_WORK = ("intent", "reservation", "erasure", "profile", "instance", "membership", "sweep")
 """What is finished, as metrics name it."""
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ async def run(url: str, stop: asyncio.Event, counters: Counters | None = None) -
                 if (
                     store.upkeep.interrupted
                     or store.derivation.interrupted
+                    or store.settling.interrupted
                     or store.jobs.interrupted
                 ):
                     continue
@@ -111,6 +112,7 @@ async def work(
     store.upkeep.interrupted.clear()
     store.jobs.interrupted.clear()
     store.derivation.interrupted.clear()
+    store.settling.interrupted.clear()
     applications = await store.registry.list_applications()
     parts: list[Callable[[], Awaitable[None]]] = [
         functools.partial(look.of, application) for application in applications
@@ -177,9 +179,19 @@ class _Look:
             deriving = store.derivation.derive_dirty(env, before_us, budget_seconds=budget_seconds)
             telling = store.derivation.settle_stale(env, before_us, budget_seconds=budget_seconds)
             sweeping = store.upkeep.sweep_groups(env, before_us, budget_seconds=budget_seconds)
+            settling = store.settling.settle_unsettled(
+                env, before_us, budget_seconds=budget_seconds
+            )
+            turning = store.settling.turn_due(
+                env, store.settling.clock(), budget_seconds=budget_seconds
+            )
             # Side by side: one profile that cannot be derived must not keep the others waiting.
             await all_done(
-                finish("profile", deriving), finish("instance", telling), finish("sweep", sweeping)
+                finish("profile", deriving),
+                finish("instance", telling),
+                finish("membership", settling),
+                finish("membership", turning),
+                finish("sweep", sweeping),
             )
         except Unavailable:
             raise
@@ -234,7 +246,7 @@ async def count(store: Store, counters: Counters) -> None:
         waiting = sum(getattr(totals, f"{what}s") for _, _, totals in held)
         counters.gauge("belong_worker_backlog", what, value=waiting)
     now_us = time.time_ns() // 1000
-    for what in ("profile", "instance"):
+    for what in ("profile", "instance", "membership"):
         behind = sum(getattr(totals, f"{what}s_behind") for _, _, totals in held)
         counters.gauge("belong_worker_backlog", what, value=behind)
         since = (getattr(totals, f"{what}s_behind_since_us") for _, _, totals in held)

@@ -197,8 +197,10 @@ def _decoded(method: str, path: str, answer: Answer) -> Any:
         (each for of, pattern, each in _PATTERNS if of == method and pattern.fullmatch(path)), None
     )
     if answer.status < 400 and operation is not None:
-        assert answer.status in (200, operation.status)
-        kind: Any = msgspec.json.decode(answer.content) if "fields=" in path else operation.reply
+        accepted = operation.wire.accepted if answer.status == 202 else None
+        assert answer.status in (200, operation.status) or accepted is not None
+        kind: Any = accepted or operation.reply
+        kind = msgspec.json.decode(answer.content) if "fields=" in path else kind
         return kind if "fields=" in path else msgspec.json.decode(answer.content, type=kind)
     return _problem(path, answer) if answer.status >= 400 else msgspec.json.decode(answer.content)
 

@@ -163,6 +163,16 @@ async def do(store: Store, env: Environment, todo: dict[str, Any]) -> None:
         await store.definitions.follow_settings("test")
     elif "work" in todo:
         await work(store, grace_us=0)
+    elif "rule" in todo:
+        from tests import audiences
+
+        await audiences.rule(store, env, todo["rule"], todo["tree"])
+    elif "add" in todo:
+        number = await store.groups.number_of(env, todo["to"])
+        await store.members.add_members(env, number, bytes.fromhex(todo["add"]))
+    elif "remove" in todo:
+        number = await store.groups.number_of(env, todo["of"])
+        await store.members.remove_members(env, number, bytes.fromhex(todo["remove"]))
     elif "patch" in todo:
         attributes = {name: json.dumps(value).encode() for name, value in todo["to"].items()}
         id16 = bytes.fromhex(todo["patch"])

@@ -20,7 +20,9 @@ from service import app, auth, ids, signing
 from service.app import operations
 from service.endpoint import API, Resource, Wire, endpoint, operation_of
 from service.faces import is_identity
+from service.groups import NewGroup
 from service.registry import SCOPES
+from service.rules import parse_tree
 from service.store import Store
 from service.store_records import NewProfile
 from tests.client import GROUPS, Api, Client, filled, opened
@@ -53,6 +55,7 @@ class World(msgspec.Struct, frozen=True):
     user: str = ""
     """The customer id of a user whose mpid is `mpid`, and who is in the instance."""
     mpid: str = ""
+    audience: str = ""
 
     @property
     def id16(self) -> bytes:
@@ -83,6 +86,14 @@ def pairs(world: World) -> object:
 def lines(world: World) -> bytes:
     line = {"op": "add", "group_id": world.group, "profile_id": world.profile}
     return msgspec.json.encode(line) + b"\n"
+
+
+def tree(world: World) -> object:
+    return {"rule_tree": {"group": world.group}}
+
+
+def query(world: World) -> object:
+    return {"query": {"group": world.group}}
 
 
 def nickname(_: World) -> object:
@@ -124,6 +135,8 @@ RECIPES: dict[str, Callable[[World], object]] = {
     "DELETE /profiles/{pid}": nothing,
     "GET /applications/{cid}/profile-groups": nothing,
     "POST /applications/{cid}/profile-groups": group_body,
+    "POST /applications/{cid}/profile-groups/preview": tree,
+    "POST /applications/{cid}/profile-groups/query": query,
     "POST /applications/{cid}/profile-groups/{new}": group_body,
     "GET /applications/{cid}/profile-groups/{gid}": nothing,
     "PUT /applications/{cid}/profile-groups/{gid}": group_body,
@@ -135,6 +148,7 @@ RECIPES: dict[str, Callable[[World], object]] = {
     "DELETE /applications/{cid}/profile-groups/{gid}/members": members,
     "GET /applications/{cid}/profile-groups/{gid}/members/{pid}": nothing,
     "DELETE /applications/{cid}/profile-groups/{gid}/members/{pid}": nothing,
+    "GET /applications/{cid}/profile-groups/{gid}/members/{pid}/explain": nothing,
     "GET /applications/{cid}/profiles/{pid}/profile-groups": nothing,
     "POST /applications/{cid}/memberships/check": pairs,
     "POST /applications/{cid}/memberships/bulk": lines,
@@ -150,6 +164,9 @@ RECIPES: dict[str, Callable[[World], object]] = {
     "POST /platform/workspaces/{ws}/groups/{did}/recompute": nothing,
     "GET /platform/workspaces/{ws}/jobs": nothing,
     "GET /platform/workspaces/{ws}/jobs/{jid}": nothing,
+    "GET /v1/workspace/{ws}/audiences": nothing,
+    "GET /v1/audiences": nothing,
+    "DELETE /v1/audiences/{aid}": nothing,
     "POST /v2/events": batch,
     "POST /v2/bulkevents": batches,
     "POST /v2/bulkevents/historical": old_batches,
@@ -201,6 +218,7 @@ def recipe(method: str, path: str, world: World) -> tuple[str, object]:
         "iid": world.instance,
         "jid": world.job,
         "mpid": world.mpid,
+        "aid": world.audience,
         "org": "1",
         "account": "1",
     }
@@ -213,7 +231,10 @@ def recipe(method: str, path: str, world: World) -> tuple[str, object]:
 async def made(api: Api, client_id: str, path: str = "") -> World:
     """Make a group and a profile in it, all new; for a path of the Group Identity face more."""
     if is_identity(path):
-        return await made_of_users(api, client_id)
+        world = await made_of_users(api, client_id)
+        if "{aid}" not in path:
+            return world
+        return msgspec.structs.replace(world, audience=await made_audience(api, client_id))
     application = await api.store.registry.application(client_id)
     assert application is not None
     custom_group, custom_profile = f"g/{uuid.uuid4().hex}", f"p/{uuid.uuid4().hex}"
@@ -273,6 +294,17 @@ async def made_of_users(api: Api, client_id: str) -> World:
     )
 
 
+async def made_audience(api: Api, client_id: str) -> str:
+    """Make a dynamic group, and give its id as an audience."""
+    application = await api.store.registry.application(client_id)
+    assert application is not None
+    env = application.production
+    rule = parse_tree({"attribute": "plan", "condition": "exists"})
+    new = NewGroup(name="A", membership_type="dynamic", rule_tree=rule)
+    group = await api.store.groups.create_group(env, new)
+    return str(ids.audience_id(env.number, group.number))
+
+
 async def profile_client(api: Api, world: World) -> Client:
     """Give a client with the token of the world's profile."""
     application = await api.store.registry.application(world.client_id)
@@ -302,7 +334,8 @@ def test_every_recipe_is_of_an_operation() -> None:
 
 
 def test_every_scope_of_an_operation_is_one_that_a_credential_can_have() -> None:
-    scopes = {operation.scope for _, _, operation in operations()} - {None}
+    found = [(operation.scope, *operation.also) for _, _, operation in operations()]
+    scopes = {scope for scopes in found for scope in scopes} - {None}
 
     assert set() == scopes - set(SCOPES)
 
@@ -328,13 +361,17 @@ async def test_each_scope_alone_may_do_exactly_what_the_table_says(
     for scope in SCOPES:
         client = await api.client(scope)
         answer = await call(client, method, path, await made(api, "demo", path))
-        if scope in (operation.scope, "admin"):
+        lacking = next((each for each in (operation.scope, *operation.also) if each != scope), None)
+        if lacking is None or scope == "admin":
             assert answer.status in (operation.status, 204), (scope, answer)
         else:
             assert answer.status == 403, (scope, answer)
             assert answer.body.detail == (
-                f"This needs the scope {operation.scope}, which the token does not have."
+                f"This needs the scope {lacking}, which the token does not have."
             )
+    enough = await api.client(operation.scope or "", *operation.also)
+    answer = await call(enough, method, path, await made(api, "demo", path))
+    assert answer.status in (operation.status, 204), answer
     without = [each for each in SCOPES if each not in (operation.scope, "admin")]
     everything_else = await api.client(*without)
     answer = await call(everything_else, method, path, await made(api, "demo", path))
@@ -558,7 +595,13 @@ async def test_a_foreign_application_is_403_whether_it_exists_or_not(
     assert before == await held(api, "second")
 
 
-IN_PATHS = {"{did}": "definition", "{iid}": "instance", "{jid}": "job", "{mpid}": "mpid"}
+IN_PATHS = {
+    "{did}": "definition",
+    "{iid}": "instance",
+    "{jid}": "job",
+    "{mpid}": "mpid",
+    "{aid}": "audience",
+}
 
 
 def kinds_of(path: str) -> list[str]:
@@ -584,7 +627,12 @@ async def test_ids_of_another_application_are_as_unknown_as_those_of_nobody(
     second = await made(api, "second", path)
     before = await held(api, "second")
     unknown = uuid.uuid4().hex if kind.startswith("custom") else str(uuid.uuid4())
-    unknown = {"mpid": "4711", "definition": "d-unknown", "instance": "0" * 32}.get(kind, unknown)
+    unknown = {
+        "mpid": "4711",
+        "audience": "4711",
+        "definition": "d-unknown",
+        "instance": "0" * 32,
+    }.get(kind, unknown)
     field = kind.removeprefix("custom_")
     seen = set()
     for named in (getattr(second, kind), unknown):

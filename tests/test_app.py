@@ -43,6 +43,8 @@ TABLE = {
     ("DELETE", "/api/v1/profiles/{pid}"): "profiles:write",
     ("GET", f"{ROOT}/profile-groups"): "groups:read",
     ("POST", f"{ROOT}/profile-groups"): "groups:write",
+    ("POST", f"{ROOT}/profile-groups/preview"): "members:read",
+    ("POST", f"{ROOT}/profile-groups/query"): "members:read",
     ("GET", f"{ROOT}/profile-groups/{{gid}}"): "groups:read",
     ("POST", f"{ROOT}/profile-groups/{{gid}}"): "groups:write",
     ("PUT", f"{ROOT}/profile-groups/{{gid}}"): "groups:write",
@@ -54,6 +56,7 @@ TABLE = {
     ("DELETE", f"{ROOT}/profile-groups/{{gid}}/members"): "members:write",
     ("GET", f"{ROOT}/profile-groups/{{gid}}/members/{{pid}}"): "members:read",
     ("DELETE", f"{ROOT}/profile-groups/{{gid}}/members/{{pid}}"): "members:write",
+    ("GET", f"{ROOT}/profile-groups/{{gid}}/members/{{pid}}/explain"): "members:read",
     ("GET", f"{ROOT}/profiles/{{pid}}/profile-groups"): "members:read",
     ("POST", f"{ROOT}/memberships/check"): "members:read",
     ("POST", f"{ROOT}/memberships/bulk"): "members:write",
@@ -68,6 +71,9 @@ TABLE = {
     ("POST", f"{WORKSPACE}/groups/{{did}}/recompute"): "definitions:write",
     ("GET", f"{WORKSPACE}/jobs"): "definitions:read",
     ("GET", f"{WORKSPACE}/jobs/{{jid}}"): "definitions:read",
+    ("GET", "/v1/workspace/{ws}/audiences"): "groups:read",
+    ("GET", "/v1/audiences"): "groups:read",
+    ("DELETE", "/v1/audiences/{aid}"): "groups:write",
     ("POST", "/v2/events"): "events:write",
     ("POST", "/v2/bulkevents"): "events:write",
     ("POST", "/v2/bulkevents/historical"): "events:write",
@@ -76,6 +82,12 @@ TABLE = {
     ("POST", "/userprofile/v1/{org}/{account}/{ws}/{mpid}"): "profiles:read",
 }
 """Scope x route, as the API promises it: written down a second time, so that a change is meant."""
+
+ALSO = {
+    ("POST", f"{ROOT}/profile-groups/preview"): ("profiles:read",),
+    ("GET", f"{ROOT}/profile-groups/{{gid}}/members/{{pid}}/explain"): ("profiles:read",),
+}
+"""Routes that need more than one scope."""
 
 OWN = {
     ("GET", f"{ROOT}/profile"),
@@ -90,6 +102,8 @@ OWN = {
 def test_the_table_of_scopes_is_the_one_promised() -> None:
     assert {(method, path): each.scope for method, path, each in operations()} == TABLE
     assert {(method, path) for method, path, each in operations() if each.own} == OWN
+    also = {(method, path): each.also for method, path, each in operations() if each.also}
+    assert also == ALSO
 
 
 def test_every_operation_has_a_summary_and_says_what_it_answers() -> None:

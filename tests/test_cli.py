@@ -104,6 +104,7 @@ def test_an_application_is_created_shown_changed_listed_and_deleted(belong):
         "definitions_per_workspace": 1,
         "attributes_per_definition": 10,
         "users_per_group": 10,
+        "dynamic_groups": 1000,
     }
     assert len(created_at) == len("2026-01-02T03:04:05.678901Z")
     changes = ("--name", "Store", "--profiles", "registered", "--groups-per-profile", "20")
@@ -158,6 +159,14 @@ def test_settings_of_groups_are_followed_by_the_rules_at_once(belong, shop, data
     assert changed["definitions_per_workspace"] == 5
     assert changed["attributes_per_definition"] == 20
     assert asyncio.run(limits()) == (3, True)
+    assert changed["dynamic_groups"] == 1000
+    assert printed(belong("app", "update", "shop", "--dynamic-groups", "5000", "--json")) == (
+        changed | {"dynamic_groups": 5000}
+    )
+    assert printed(belong("app", "show", "shop", "--json"))["dynamic_groups"] == 5000
+    for number in ("0", "5001"):
+        refused = belong("app", "update", "shop", "--dynamic-groups", number, code=1)
+        assert "dynamic_groups" in complaint(refused)
     refused = belong("app", "update", "shop", "--users-per-group", "1001", code=1)
     assert "users_per_group" in complaint(refused)
 

@@ -3,7 +3,7 @@
 Each case runs an operation in a process of its own, which is killed at a fault point. Afterwards
 somebody else changes the same household, the worker passes, and everything is what follows from the
 facts there are, each counted once; the request is then repeated, as a client does, and everything
-is what it asked for.
+is what it asked for. The same of dynamic groups, when facts, rules or time turn them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import json
 import os
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service import store_derivation
+from service import store_derivation, store_jobs, store_queries, store_telling
 from service.batches import read_batch
 from service.faults import POINTS
 from service.groups import NewGroup
+from service.query_tree import parse_query
 from service.store import Store
+from service.store_bulk import REMOVE, Changes
+from service.verify import verify
 from service.worker import work
-from tests.face import batch, of_profile
+from tests.audiences import WITH_A_DOG, any_of, exact_groups, leaf, members, no, rule
+from tests.face import NOW_MS, batch, of_profile
 from tests.households import (
     HOUSEHOLD,
     SHARES,
@@ -287,6 +292,7 @@ async def test_who_is_overtaken_between_two_steps_undoes_nothing(
 
         with monkeypatch.context() as patched:
             patched.setattr(store_derivation, "fault", step)
+            patched.setattr(store_telling, "fault", step)
             try:
                 await do(store, env, batch(1, address="there", x="7"))
                 died = False
@@ -309,3 +315,185 @@ async def exact_by_facts(store, env, revived):
     users = await there(store, env)
     users += [await as_stored(store, env, env.mixer.mix(each)) for each in revived]
     await exact(store, env, World(users, (HOUSEHOLD,), rules.limit))
+
+
+# Dynamic groups
+
+SETTLE = tuple(point for point in POINTS if point.startswith("settle."))
+DUE = tuple(point for point in POINTS if point.startswith("due."))
+DYNAMIC = tuple(point for point in POINTS if point.startswith("dynamic."))
+RULED = {
+    "say": (*DERIVE, *SETTLE),
+    "add": SETTLE,
+    "take_out": SETTLE,
+    "erase": (*DERIVE, *SETTLE),
+    "the_worker_settles": SETTLE,
+    "time_turns": (*DUE, *SETTLE),
+    "create_rule": DYNAMIC,
+    "change_rule": DYNAMIC,
+    "delete_rule": DYNAMIC,
+}
+RULED_AT_EVERY_POINT = [(name, point) for name, points in RULED.items() for point in points]
+RICH = leaf("x", "greater_than", 5)
+TREES = {
+    "rich": RICH,
+    "dogs": WITH_A_DOG,
+    "outside": no({"group": "one"}),
+    "lately": any_of(leaf("seen", "within_last_days", 1), leaf("household:x", "greater_than", 99)),
+}
+STRANGER = b"stranger" * 2
+LATER_NS = 30 * 3_600 * 10**9
+
+
+async def say(store, env):
+    await do(store, env, batch(1, at=20, x="1000", dog="true", seen="now"))
+
+
+async def add(store, env):
+    number = await store.groups.number_of(env, "one")
+    await store.members.add_members(env, number, await both_of(store, env))
+
+
+async def take_out(store, env):
+    packed = await both_of(store, env)
+    number = await store.groups.number_of(env, "two")
+    many = len(packed) // 16
+    await store.bulk.change_members(env, Changes.of([REMOVE] * many, [number] * many, packed))
+
+
+async def both_of(store, env):
+    [profile] = await store.profiles.resolve_identities(env, "mpid", ["1"], create=False)
+    return STRANGER + profile
+
+
+async def the_worker_settles(store, env):
+    await work(store, grace_us=0)
+
+
+async def time_turns(store, env):
+    """In the process that dies of it, whose clock is its own."""
+    time.time_ns = later
+    await work(store, grace_us=0)
+
+
+true_time = time.time_ns
+
+
+def later():
+    return true_time() + LATER_NS
+
+
+async def create_rule(store, env):
+    await rule(store, env, "new", any_of(RICH, {"group": "two"}))
+
+
+async def change_rule(store, env):
+    await rule(store, env, "rich", no(RICH))
+
+
+async def delete_rule(store, env):
+    await rule(store, env, "rich", None)
+
+
+async def prepare_rules(store, application, operation):
+    """What there is beside the households: static groups, and dynamic ones over all of it."""
+    env = await prepare(store, application, "")
+    for named in ("one", "two"):
+        group = await store.groups.create_group(env, NewGroup(name=named, custom_id=named))
+    await store.members.add_members(env, group.number, await both_of(store, env))
+    for named, tree in TREES.items():
+        await rule(store, env, named, tree)
+    await do(store, env, batch(3, seen=str(NOW_MS - 3_600_000)))
+    await catch_up(store)
+    if operation == "the_worker_settles":
+        said = batch(1, x="1000", dog="true", seen=str(NOW_MS))
+        await store.ingest.write_batches(env, [read_batch(json.dumps(said).encode())])
+    return env
+
+
+async def ruled(store, env):
+    """See to it that nothing is wrong; give how many are in which dynamic group."""
+    assert [] == (await verify(store)).problems
+    users = (await mixed_ids(store, env, (*PEOPLE, 6))).values()
+    return await exact_groups(store, env, [*users, env.mixer.mix(STRANGER)])
+
+
+async def killed_with_rules(backing, store, application, operation, point, monkeypatch):
+    env = await prepare_rules(store, application, operation)
+    died_with = await asyncio.to_thread(killed_at, point, backing.url, globals()[operation])
+    assert -signal.SIGKILL == died_with
+    if operation == "time_turns":
+        monkeypatch.setattr(time, "time_ns", later)
+    # Somebody who knows nothing of it goes on, with the rules of before.
+    await do(store, env, batch(2, x="2", dog="false"))
+    await do(store, env, {"remove": STRANGER.hex(), "of": "one"})
+    await do(store, env, batch(4, x="7"))
+    await catch_up(store)
+    await ruled(store, env)
+    # The client that got no answer asks again.
+    await globals()[operation](store, env)
+    await catch_up(store)
+    await ruled(store, env)
+
+
+@on_one_node
+@pytest.mark.parametrize(("operation", "point"), RULED_AT_EVERY_POINT)
+async def test_on_one_node_members_follow_what_a_killed_process_did_not(
+    monkeypatch, backing, store, application, operation, point
+):
+    # The clock is the first to be there: it is still the same when all is verified.
+    await killed_with_rules(backing, store, application, operation, point, monkeypatch)
+
+
+@pytest.mark.slow
+@on_a_cluster
+@pytest.mark.parametrize(("operation", "point"), RULED_AT_EVERY_POINT)
+async def test_on_a_cluster_members_follow_what_a_killed_process_did_not(
+    monkeypatch, backing, store, application, operation, point
+):
+    # The clock is the first to be there: it is still the same when all is verified.
+    await killed_with_rules(backing, store, application, operation, point, monkeypatch)
+
+
+async def the_worker_saves(store, env):
+    store_queries.SAVED = 1
+    await work(store, grace_us=0)
+
+
+@on_a_cluster
+async def test_what_a_killed_worker_did_not_save_of_a_query_is_saved_and_followed(
+    monkeypatch, backing, store, application
+):
+    env = await prepare_rules(store, application, "")
+    query = {"or": [{"group": "outside"}, {"and": [{"group": "rich"}, {"group": "two"}]}]}
+    new = NewGroup(name="saved", custom_id="saved")
+    group = await store.queries.save(env, parse_query(query), new)
+    await rule(store, env, "of the saved", {"group": "saved"})
+    died_with = await asyncio.to_thread(killed_at, "save.stepped", backing.url, the_worker_saves)
+    assert -signal.SIGKILL == died_with
+    wanted = await told(store, env, "outside")
+    wanted |= await told(store, env, "rich") & await told(store, env, "two")
+    assert len(PEOPLE) < len(wanted)
+    begun = await members(store, env, group.number)
+    assert begun < wanted
+    # Long after: nobody waits here until what it had taken may be taken over.
+    monkeypatch.setattr(store_jobs, "_now_us", lambda: later() // 1000)
+    await catch_up(store)
+    assert (
+        wanted == await members(store, env, group.number) == await told(store, env, "of the saved")
+    )
+    await ruled(store, env)
+
+
+async def told(store, env, named):
+    """Who is listed as a member of a group of a custom id."""
+    return await members(store, env, await store.groups.number_of(env, named))
+
+
+def test_every_fault_point_of_dynamic_groups_has_a_case():
+    assert SETTLE
+    assert DUE
+    assert DYNAMIC
+    assert {*SETTLE, *DUE, *DYNAMIC, *DERIVE} == {
+        point for points in RULED.values() for point in points
+    }

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LONG = "x" * 256
 GROUP = {"name": "n"}
+LEAF = {"attribute": "plan", "condition": "is", "value": "pro"}
 
 
 def with_(**fields: object) -> dict[str, object]:
@@ -89,9 +90,11 @@ BAD_GROUPS: list[tuple[object, int, str]] = [
         '{"attributes":["NUL characters are not allowed - at `$.attributes[1]`"]}',
     ),
     (attributes({"key": "k", "value": "v", "more": 1}), 400, "unknown field `more` - at"),
-    (with_(membership_type="dynamic"), 400, "dynamic groups are not offered by this version"),
+    (with_(membership_type="dynamic"), 400, "$."),
+    (with_(membership_type="dynamic", rule_tree=LEAF | {"condition": "odd"}), 400, "$."),
     (with_(membership_type="odd"), 400, "$.membership_type"),
-    (with_(rule_tree={"operator": "AND", "children": []}), 400, "not offered by this version"),
+    (with_(rule_tree=LEAF), 400, "only a dynamic group has a rule tree"),
+    (with_(rule_tree={"operator": "AND", "children": []}), 400, "$.rule_tree"),
 ]
 
 

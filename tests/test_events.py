@@ -121,6 +121,29 @@ async def test_the_profile_groups_face_shows_and_changes_the_same_attributes(api
     ]
 
 
+async def test_dynamic_groups_have_followed_when_a_batch_is_answered(api, uploader):
+    gold = {"attribute": "tier", "condition": "is", "value": "gold"}
+    body = {"name": "gold", "membership_type": "dynamic", "rule_tree": gold}
+    await api.admin.post("/api/v1/applications/demo/profile-groups/", body, 201)
+
+    async def members():
+        [group] = (await api.admin.get("/v1/workspace/1/audiences")).plain
+        return group["size"]
+
+    await uploader.post(
+        BULK, [batch(each, user_attributes={"tier": "GOLD"}) for each in (JOHN, JANE)]
+    )
+    assert 2 == await members()
+    await uploader.post(EVENTS, batch(JANE, user_attributes={"tier": "silver"}))
+    assert 1 == await members()
+    # In development nobody is in any.
+    await uploader.post(
+        EVENTS, batch(JANE, user_attributes={"tier": "gold"}, environment="development")
+    )
+    await uploader.post(EVENTS, batch(JOHN, deleted_user_attributes=["tier"]))
+    assert 0 == await members()
+
+
 async def test_john_and_jane_inherit_what_either_has_when_the_request_is_answered(api, uploader):
     await api.admin.post("/platform/workspaces/1/groups", HOUSEHOLD)
     await uploader.post(

@@ -51,7 +51,7 @@ CASES = {
 }
 TOO_EARLY = {"create_group.reserved", "create_group.probed", "add_identity.reserved", *REPLACE}
 """Points at which nothing of what was asked for is done yet; after all others all of it is."""
-ELSEWHERE = ("define.", "job.", "derive.", "ingest.")
+ELSEWHERE = ("define.", "job.", "derive.", "ingest.", "dynamic.", "save.", "settle.", "due.")
 """Points of operations that have their cases in the tests of their own."""
 OTHERS = [new() for _ in range(40)]
 NEIGHBOUR = ("customer_id", ["neighbour"])

@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from service.batches import KINDS
+from service.rules import DEPTH
 from tests.serving import ROOT, Serving
 
 if TYPE_CHECKING:
@@ -50,6 +51,26 @@ PARTS = {
     "as a profile": ("profile", ("fuzzing",), round(OTHERS * 0.1)),
 }
 """What is sent -> with which token, made in which phases, and how many."""
+
+UNSAYABLE = {
+    "create_group_as": ["custom_id"],
+    # Of which kind the group is, nothing there says.
+    "update_group": ["membership_type", "rule_tree"],
+    "replace_group": ["membership_type", "rule_tree"],
+    "preview_group": ["group_id"],
+    "query_groups": ["fields"],
+}
+"""Operation -> fields of its body that fit, or not, to what stands elsewhere."""
+
+OPERANDS: dict[str, Any] = {
+    "between": [-1, 2.5],
+    "between_dates": [0, "2024-02-29"],
+    "before": 0,
+    "after": "2024-02-29T12:00:00Z",
+    "on": "2024-02-29",
+    "within_last_days": 7,
+}
+"""Condition -> what it may be compared with, where a schema says less than what that stands for."""
 
 TIME = "timestamp_unixtime_ms"
 QUIET = {"deterministic": True, "database": "none", "no-shrink": True}
@@ -138,10 +159,60 @@ def before_call(context: object, case: Any, kwargs: object) -> None:
             mend_batch(batch, case.operation.path)
     if not isinstance(body, dict):
         return
-    if case.operation.definition.raw["operationId"] == "create_group_as":
-        body.pop("custom_id", None)
+    for field in UNSAYABLE.get(case.operation.definition.raw["operationId"], ()):
+        body.pop(field, None)
+    mend_trees(body)
     if "Profiles" in (case.operation.tags or ()) and isinstance(body.get("attributes"), list):
         body["attributes"] = list({each["key"]: each for each in body["attributes"]}.values())
+
+
+def mend_trees(body: dict[str, Any]) -> None:
+    """See to it that rule trees and queries are possible ones."""
+    if isinstance(body.get("rule_tree"), dict):
+        body["rule_tree"] = mended(body["rule_tree"])
+    if "query" in body:
+        body["query"] = asked(body["query"])
+    if "save_as" in body:
+        body.pop("page_size", None)
+
+
+def mended(node: dict[str, Any], level: int = 1) -> dict[str, Any]:
+    """Make of a rule tree a possible one: its size, its groups, and what operands stand for."""
+    leaf = {"attribute": "plan", "condition": "is", "value": "pro"}
+    if "children" in node:
+        if level == DEPTH:
+            return leaf
+        return node | {"children": [mended(each, level + 1) for each in node["children"][:3]]}
+    if "group" in node:
+        return leaf
+    if "value" not in node:
+        return node
+    if node.get("type") == "date":
+        return node | {"value": OPERANDS.get(node["condition"], "2024-02-29")}
+    return node | {"value": OPERANDS.get(node["condition"], fitting(node["value"]))}
+
+
+def asked(node: Any, level: int = 1) -> dict[str, Any]:
+    """Make of a query that the schema allows one of possible size, over groups that may be gone."""
+    known = {name: node[name] for name in ("and", "or", "of", "not") if name in node}
+    if level == DEPTH or len(known) != 1:
+        return {"group": "everybody"}
+    [(name, below)] = known.items()
+    if name == "not":
+        return {"not": asked(below, level + 1)}
+    children = [asked(each, level + 1) for each in below[:3]] if isinstance(below, list) else []
+    if name != "of":
+        return {name: children or [{"group": "everybody"}]}
+    return {"at_least": 1, "of": children or [{"group": "everybody"}]}
+
+
+def fitting(value: Any) -> Any:
+    """Give a number the digits that it may have."""
+    if isinstance(value, list):
+        return list(map(fitting, value))
+    if isinstance(value, float):
+        return round(min(max(value, -1e9), 1e9), 3)
+    return value
 
 
 def mend_batch(batch: dict[str, Any], path: str) -> None:

@@ -139,6 +139,22 @@ def test_an_mpid_is_a_signed_64_bit_number(number):
     assert number == ids.parse_mpid(f"mpid:{number}")
 
 
+@pytest.mark.parametrize(("environment", "number"), [(1, 1), (7, 2**32 - 1), (2**21, 5)])
+def test_an_audience_has_the_numbers_of_its_environment_and_its_group(environment, number):
+    audience = ids.audience_id(environment, number)
+    assert environment * 2**32 + number == audience
+    assert (environment, number) == ids.parse_audience_id(str(audience))
+
+
+@pytest.mark.parametrize("text", [
+    "", "0", "1", str(2**32 - 1), str(2**32), str(2**33), "-4294967297", "+4294967297",
+    "04294967297", "4294967297 ", "4294967297\n", "4294967297.0", "4_294_967_297", "9" * 20,
+    "9" * 5000, "\u0664294967297", "x",
+])  # fmt: skip
+def test_what_is_no_audience_is_none(text):
+    assert ids.parse_audience_id(text) is None
+
+
 @pytest.mark.parametrize("text", [
     "7", "mpid", "mpid:", "mpid:x", "mpid:01", "mpid:-0", "mpid:+1", "mpid: 1", "mpid:1 ", "MPID:1",
     "mpid:٣", "mpid:1\n", f"mpid:{2**63}", f"mpid:{-(2**63) - 1}", "mpid:" + "9" * 5000,

@@ -55,7 +55,7 @@ async def test_who_asks_twice_gets_the_same_job(admin):
 async def test_a_job_that_failed_says_why(api, admin, people, monkeypatch):
     job = (await admin.post(GROUPS, NEW)).headers["x-belong-job"]
 
-    async def fail(env, mixed):
+    async def fail(env, mixed, **_options):
         raise ScriptFailed("broken")
 
     with monkeypatch.context() as patched:

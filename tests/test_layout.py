@@ -17,8 +17,9 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "service").rglob("*.py"))
 SCRIPTS = sorted((ROOT / "lua").rglob("*.lua"))
 NOUNS = {
-    "applications", "bulk", "definitions", "events", "health", "instances", "jobs", "lookups",
-    "members", "profile_groups", "profiles", "tokens", "user_profiles",
+    "applications", "audiences", "bulk", "definitions", "events", "explanations", "health",
+    "instances", "jobs", "lookups", "members", "previews", "profile_groups", "profiles", "queries",
+    "tokens", "user_profiles",
 }  # fmt: skip
 REDIS = {"connection", "lane", "topology", "fake"}
 FALCON = NOUNS | {"admission", "app", "cors", "endpoint", "paging", "record"}
@@ -26,22 +27,32 @@ PURE = {
     "aggregation": {"service.attributes", "service.grouping"},
     "attributes": set(),
     "batches": {"service.attributes", "service.decoding", "service.errors"},
+    "conditions": {
+        "service.aggregation", "service.attributes", "service.errors", "service.patterns",
+    },
     "contributions": {"service.attributes", "service.environment", "service.grouping"},
     "cuts": set(),
     "environment": set(),
     "errors": set(),
     "faces": {"service.errors"},
     "grouping": {"service.attributes"},
-    "groups": set(),
+    "groups": {"service.rules"},
     "ids": set(),
+    "job_record": {"service.environment", "service.grouping"},
     "keys": set(),
-}
+    "patterns": set(),
+    "query_tree": {"service.errors"},
+    "rules": {"service.attributes", "service.conditions", "service.errors", "service.grouping"},
+    "subjects": {
+        "service.attributes", "service.environment", "service.grouping", "service.rules",
+    },
+}  # fmt: skip
 """Modules without I/O, and which others of them each may import besides ids and keys."""
 NO_NAMES = {"utils", "helpers", "common", "manager", "base", "core", "misc"}
 LONGEST = 600
 SPELLED_OUT = {
     "{gid}": "{group}", "{pid}": "{profile}", "{ws}": "{workspace}", "{did}": "{definition}",
-    "{iid}": "{instance}", "{jid}": "{job}",
+    "{iid}": "{instance}", "{jid}": "{job}", "{aid}": "{audience}",
 }  # fmt: skip
 """Path parameters, and how the README writes them."""
 

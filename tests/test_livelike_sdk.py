@@ -130,6 +130,21 @@ def test_groups_are_created_found_by_attributes_changed_and_deleted(run):
     assert body == {"detail": "Not found.", "error_code": "not_found"}
 
 
+def test_a_dynamic_group_of_the_documented_rule_tree_fills_itself(run):
+    done = run("dynamic")
+    made = done["made"]
+    assert ("dynamic", done["rule_tree"]) == (made["membership_type"], made["rule_tree"])
+    assert made["status"]["state"] in ("building", "ready")
+    assert sorted(done["people"]) == sorted(row["id"] for row in done["members"]["results"])
+    assert [made["id"]] == [row["group_id"] for row in done["groupsOfOne"]["results"]]
+    assert [made["id"]] == [row["id"] for row in done["listed"]["results"]]
+    body = rejected(done["added"], 409, "Resource already exists")
+    assert body["error_code"] == "conflict"
+    assert done["rule_tree"]["children"][0]["children"][0] == done["changed"]["rule_tree"]
+    body = rejected(done["malformed"], 400, "Incorrect data.")
+    assert "at `$.rule_tree.children`" in body["rule_tree"][0]
+
+
 def test_its_paginator_walks_the_members_of_a_group_forth_and_back(run, group):
     done = run("members", groupId=group)
     assert done["added"]["successfully_added"] == done["ids"]

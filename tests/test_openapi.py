@@ -119,8 +119,9 @@ def test_who_may_call_is_what_the_route_table_says(route: tuple[str, str, Operat
         assert all(not scopes for one in security for scopes in one.values())
         assert operation.own == (security != [] and {} not in security)
         return
-    assert {"oauth2": [operation.scope]} in security
-    assert {"token": [operation.scope]} in security
+    scopes = [operation.scope, *operation.also]
+    assert {"oauth2": scopes} in security
+    assert {"token": scopes} in security
     assert operation.own == ({"profile_token": []} in security)
 
 

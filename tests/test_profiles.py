@@ -868,6 +868,38 @@ async def test_what_one_writes_all_of_the_group_inherit_when_it_is_answered(
     assert {} == shown(await admin.patch(one(made.id), {"attributes": []}))
 
 
+async def test_dynamic_groups_have_followed_when_a_profile_is_written(
+    api: Api, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold = {"attribute": "tier", "condition": "is", "value": "gold"}
+    body = {"name": "gold", "membership_type": "dynamic", "rule_tree": gold}
+    gid = (await admin.post(f"{GROUPS}/", body, 201)).plain["id"]
+
+    async def members() -> list[str]:
+        return [
+            each["id"] for each in (await admin.get(f"{GROUPS}/{gid}/members/")).plain["results"]
+        ]
+
+    _, profile_id = await born(admin, attributes=listed(tier="Gold"))
+    assert [profile_id] == await members()
+    await admin.patch(one(profile_id), {"attributes": listed(tier="silver")})
+    assert [] == await members()
+    await admin.patch(one(profile_id), {"attributes": listed(tier="gold", other="1")})
+    assert [profile_id] == await members()
+
+    async def gone(*_args: object, **_options: object) -> None:
+        message = "gone"
+        raise Unavailable(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api.store.settling, "settle", gone)
+        await admin.patch(one(profile_id), {"attributes": []}, 503)
+    assert {} == shown(await admin.get(one(profile_id)))
+    # Whoever sends it again, if nobody was faster, has it followed.
+    await admin.patch(one(profile_id), {"attributes": []})
+    assert [] == await members()
+
+
 async def test_who_erases_a_profile_is_told_of_its_groups_and_the_others_have_what_follows(
     api: Api, admin: Client
 ) -> None:

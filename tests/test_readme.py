@@ -90,7 +90,7 @@ def test_the_three_questions_are_answered_as_the_readme_says(served):
 
 def test_john_and_jane_have_a_dog_and_bob_has_none(served, tmp_path):
     environment, base, _ = served
-    _, define, look = snippets("sh", base)
+    _, define, look, *_ = snippets("sh", base)
     [upload] = snippets("python", base)
     household = tmp_path / "household.py"
     household.write_text(upload)
@@ -105,6 +105,24 @@ def test_john_and_jane_have_a_dog_and_bob_has_none(served, tmp_path):
     [instance] = instances["results"]
     assert (2, {"has_dog": "true"}) == (instance["size"], instance["attributes"])
     assert instance["explain"]["has_dog"]["from"]["mpid"] == john["mpid"]
+
+
+def test_who_is_in_a_household_that_has_a_dog_is_in_a_group_of_their_own(served, tmp_path):
+    environment, base, _ = served
+    questions, define, _, fill, ask = snippets("sh", base)
+    shell(questions, environment)
+    [upload] = snippets("python", base)
+    household = tmp_path / "household.py"
+    household.write_text(upload)
+    run = f"{shlex.quote(sys.executable)} {shlex.quote(str(household))}\n"
+    _, group, members, audiences, found = shell(f"{define}\n{run}\n{fill}\n{ask}", environment)
+    assert ("dynamic", "dog-people") == (group["membership_type"], group["custom_id"])
+    assert ["jane", "john"] == sorted(row["custom_id"] for row in members["results"])
+    assert [("Dog people", 2, 2, 0)] == [
+        (each["name"], each["size"], each["added_last_24_hours"], each["dropped_last_24_hours"])
+        for each in audiences
+    ]
+    assert ["alice", "bob"] == sorted(row["custom_id"] for row in found["results"])
 
 
 @pytest.mark.node

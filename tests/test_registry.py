@@ -112,15 +112,16 @@ async def test_a_document_of_an_older_version_has_the_defaults(store):
     made = await store.registry.create_application("one")
     key = keys.key(keys.REGISTRY, "applications")
     raw = await store.connection.command(key, "HGET", key, str(made.number))
-    names = ("anonymous_profiles", "anonymous_per_minute", "requests_per_second", "signing_secrets")
+    limits = ("anonymous_per_minute", "requests_per_second")
+    names = ("anonymous_profiles", *limits, "signing_secrets", "dynamic_groups")
     older = {name: value for name, value in msgspec.json.decode(raw).items() if name not in names}
-    assert len(msgspec.json.decode(raw)) == len(older) + 4
+    assert len(msgspec.json.decode(raw)) == len(older) + 5
     await store.connection.command(key, "HSET", key, str(made.number), msgspec.json.encode(older))
 
     [found] = await store.registry.list_applications()
-    assert (True, 6000, None, {}) == tuple(getattr(found, name) for name in names)
+    assert (True, 6000, None, {}, 1000) == tuple(getattr(found, name) for name in names)
     changed = await store.registry.update_application("one", requests_per_second=3)
-    assert (True, 6000, 3, {}) == tuple(getattr(changed, name) for name in names)
+    assert (True, 6000, 3, {}, 1000) == tuple(getattr(changed, name) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,8 @@ async def test_a_document_of_an_older_version_has_the_defaults(store):
         {"requests_per_second": 0},
         {"requests_per_second": 1.5},
         {"requests_per_second": 1_000_001},
+        {"dynamic_groups": 0},
+        {"dynamic_groups": 5_001},
         {"name": ""},
     ],
 )

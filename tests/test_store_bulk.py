@@ -14,7 +14,11 @@ from service.errors import NotFound, Unavailable, Unwritable
 from service.groups import GroupChanges, NewGroup
 from service.store import Store
 from service.store_bulk import ADD, ADD_RECORDED, CHUNK, REMOVE, Changes
+from service.worker import work
 from tests import backings
+from tests.test_store_members import broken
+from tests.test_store_settling import audience, no, unsettled
+from tests.test_store_settling import members as within
 
 LONGEST_US = 2_000
 """Server time that one script may take, on a machine as fast as the reference says."""
@@ -233,6 +237,87 @@ async def test_a_group_may_be_deleted_under_the_changes(store, env):
         await store.members.list_members(env, group.number, None, 10)
 
 
+async def test_dynamic_groups_have_followed_when_changes_are_made(store, second, env):
+    groups = [await store.groups.create_group(env, NewGroup(name=f"{n}")) for n in range(3)]
+    one, two, _ = [each.number for each in groups]
+    both = {"operator": "AND", "children": [{"group": each.id} for each in groups[:2]]}
+    inside = await audience(store, env, both)
+    outside = await audience(store, env, no({"group": groups[0].id}))
+    people = some(100)
+
+    # The third is in no rule.
+    lines = [(ADD, each.number, one) for one in people for each in groups[1:]]
+    await change(store, env, lines)
+    assert people == await within(second, env, outside, people)
+    lines = [(ADD, one, each) for each in people]
+    lines += [(REMOVE, two, each) for each in people[:30]]
+    lines += [(REMOVE, one, each) for each in people[60:]]
+    await change(second, env, lines)
+
+    assert people[30:60] == await within(store, env, inside, people)
+    assert people[60:] == await within(store, env, outside, people)
+    assert 0 == await unsettled(store, env)
+
+
+@on_one_server
+async def test_ten_thousand_adds_to_a_group_that_a_rule_names_are_followed_in_bounded_steps(
+    store, application, env
+):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    number = await audience(store, env, {"group": group.id})
+    people = some(10_000)
+    sizes = []
+    call = store.connection.call
+
+    async def measured(script, declared, arguments, **options):
+        sizes.append(sum(len(each) for each in arguments if isinstance(each, bytes)))
+        assert options["bulk"]
+        return await call(script, declared, arguments, **options)
+
+    store.connection.call = measured
+    await change(store, env, [(ADD, group.number, each) for each in people])
+    store.connection.call = call
+
+    assert people == await within(store, env, number, people)
+    assert max(sizes) < 20_000
+    assert 0 == await unsettled(store, env)
+
+
+async def test_what_was_made_and_not_followed_is_followed_when_it_is_asked_for_again(
+    store, env, monkeypatch
+):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    number = await audience(store, env, {"group": group.id})
+    people = some(100)
+    changes = Changes.of([ADD] * 100, [group.number] * 100, b"".join(people))
+    asked = broken(store, monkeypatch)
+
+    with pytest.raises(Unavailable):
+        await store.bulk.change_members(env, changes)
+    assert b"+" * 100 == changes.letters
+    assert 100 == await unsettled(store, env)
+    await store.bulk.change_members(env, changes)
+    assert people == await within(store, env, number, people)
+    # Neither is anything left to be asked for, nor where a client sends it again.
+    await store.bulk.change_members(env, changes)
+    await change(store, env, [(ADD, group.number, each) for each in people])
+    assert 2 == len(asked)
+
+
+async def test_lines_sent_again_have_followed_what_broke_off_before(store, env, monkeypatch):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    number = await audience(store, env, {"group": group.id})
+    people = some(5)
+    for kind, again in ((ADD, b"="), (REMOVE, b".")):
+        lines = [(kind, group.number, each) for each in people]
+        with monkeypatch.context() as patched:
+            broken(store, patched)
+            with pytest.raises(Unavailable):
+                await change(store, env, lines)
+        assert again * 5 == await change(store, env, lines)
+        assert (people if kind == ADD else []) == await within(store, env, number, people)
+
+
 async def test_a_full_store_takes_removals_and_says_that_it_takes_no_adds():
     server = backings.embedded("--maxmemory-policy", "noeviction")
     try:
@@ -243,6 +328,10 @@ async def test_a_full_store_takes_removals_and_says_that_it_takes_no_adds():
         profiles = some(120)
         await change(store, env, [(ADD, n, each) for n in (one, other) for each in profiles])
         await store.groups.update_group(env, gone.id, GroupChanges(is_active=False))
+        [gid] = [each.id for each in (await store.groups.read_groups(env, [one])).values()]
+        inside = await audience(store, env, {"group": gid})
+        outside = await audience(store, env, no({"group": gid}))
+        await work(store, grace_us=0)
         server.ask("CONFIG", "SET", "maxmemory", "1")
 
         lines = [(REMOVE, n, each) for each in profiles for n in (one, gone.number)]
@@ -252,6 +341,10 @@ async def test_a_full_store_takes_removals_and_says_that_it_takes_no_adds():
 
         server.ask("CONFIG", "SET", "maxmemory", "0")
         assert [0, 120] == await store.members.count_members(env, [one, other])
+        # Who leaves leaves at once, where nobody has to be taken in; who is to be taken in waits.
+        assert 120 == await unsettled(store, env)
+        await store.settling.settle_unsettled(env, 2**62)
+        assert [0, 120] == await store.members.count_members(env, [inside, outside])
         await store.close()
     finally:
         server.stop()

@@ -61,6 +61,12 @@ async def installed(store, application):
     return found
 
 
+async def told(store, env):
+    """What every partition of an environment knows that rule trees name."""
+    keys_ = [keys.key(tag, "named") for tag in env.partitions]
+    return [set(await ask(store, key, "SMEMBERS")) for key in keys_]
+
+
 async def is_installing(store, application):
     key = keys.key(application.production.directory, "installing")
     return await ask(store, key, "GET") is not None
@@ -73,6 +79,12 @@ async def in_force(store, application):
     count = sum(len(env.partitions) for env in application.environments.values())
     watched = {name.encode() for name in rules.watched}
     assert [(rules.version, watched)] * count == await installed(store, application)
+    env, other = application.production, application.environments["development"]
+    if rules.dynamic:
+        await store.definitions.reread(env)
+    named = set((await store.definitions.book(env)).named) if rules.dynamic else set()
+    assert [named] * len(env.partitions) == await told(store, env)
+    assert [set()] * len(other.partitions) == await told(store, other)
     assert not await is_installing(store, application)
     return rules
 
@@ -368,8 +380,8 @@ async def test_a_partition_never_goes_back(store, application, env):
     for version in (rules.version, rules.version - 1, 0):
         held = await store.connection.call(
             scripts.load("install_rules"),
-            [keys.key(tag, "rules"), keys.key(tag, "watch"), keys.none(tag)],
-            [version, "other"],
+            [*(keys.key(tag, kind) for kind in ("rules", "watch", "named")), keys.none(tag)],
+            [version, "all", 1, 1, -1, "other", "one"],
         )
         assert rules.version == int(held)
     assert rules == await in_force(store, application)

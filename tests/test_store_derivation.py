@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from service import ids, keys, scripts, store_derivation, store_instances
+from service import ids, keys, rows, scripts, store_derivation, store_instances, store_telling
 from service.counters import Counters, key
 from service.errors import NotFound, Unavailable
 from service.grouping import GroupAttribute
@@ -814,7 +814,7 @@ async def test_what_cannot_be_derived_does_not_keep_the_others_waiting(
         spoilt = keys.of_profile(env.home(broken), "instances", broken)
         field, kind = b"x" * 16, "dirty"
     else:
-        monkeypatch.setattr(store_derivation, "TELL", 0)
+        monkeypatch.setattr(store_telling, "TELL", 0)
         await write(store, env, {each: {"has_dog": "true"} for each in users})
         broken = env.mixer.instance_id(env.number, number, "2")
         spoilt = keys.of_instance(env.home(broken), "instance", broken)
@@ -899,6 +899,7 @@ async def test_many_definitions_and_large_values_are_derived_in_parts(
 ):
     monkeypatch.setattr(store_derivation, "READ_BYTES", 10_000)
     monkeypatch.setattr(store_derivation, "WRITE_BYTES", 10_000)
+    monkeypatch.setattr(rows, "WRITE_BYTES", 10_000)
     monkeypatch.setattr(store_instances, "READ_BYTES", 10_000)
     application = await store.registry.update_application(
         application.client_id, definitions_per_workspace=10, attributes_per_definition=100

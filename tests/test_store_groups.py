@@ -10,7 +10,8 @@ import pytest
 from service import ids, keys
 from service.errors import Conflict, NotFound, Unavailable
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
-from service.store_groups import SCAN
+from service.store_group_directory import SCAN
+from service.store_transfer import TransferStore
 from service.worker import work
 from tests.model import stroll
 
@@ -334,6 +335,18 @@ async def test_a_number_that_the_partitions_know_is_not_given_out_again(store, e
         await raw(store, env, "HSET", keys.group(env.directory, each.number), *document)
 
 
+async def test_a_number_under_which_members_were_derived_is_not_given_out_again(store, env):
+    """Nobody is left in the group, but its number still says that memberships are no facts."""
+    last = (await create(store, env)).number
+    noted = keys.key(env.partitions[-1], "dynamic")
+    await raw(store, env, "SADD", noted, last + 1)
+    assert last + 2 == (await create(store, env)).number
+    await raw(store, env, "SADD", noted, last + 4)
+    transfer = TransferStore(store.connection, store.groups, store.profiles, store.settling)
+    assert [last + 3, last + 5] == await transfer._reserve_numbers(env, 2)
+    await raw(store, env, "DEL", noted)
+
+
 async def raw(store, env, name, key, *parts):
     return await store.connection.command(key, name, key, *parts)
 
@@ -362,3 +375,34 @@ async def test_states_that_say_nothing_are_forgotten_after_a_day(store, env):
         for key in (keys.key(tag, "state") for tag in env.partitions)
     }
     assert (b"%d" % away.number,) == states
+
+
+async def test_groups_with_large_documents_are_all_listed_and_read_in_smaller_steps(
+    store, env, monkeypatch
+):
+    """A hundred and fifty documents of 128 kB were one script of 20 ms."""
+    many = tuple(Attribute("k" * 200, f"{n}" + "x" * 1000) for n in range(100))
+    made = [await create(store, env, name=f"{n}", attributes=many) for n in range(20)]
+    made.append(await create(store, env, name="idle", is_active=False))
+    sizes = []
+    call = store.connection.call
+
+    async def noted(script, keys_, args, **options):
+        reply = await call(script, keys_, args, **options)
+        if script.name in ("list_groups", "read_groups"):
+            sizes.append(sum(len(each or b"") for each in reply))
+        return reply
+
+    monkeypatch.setattr(store.connection, "call", noted)
+    for query in (GroupQuery(), GroupQuery(descending=True), GroupQuery(include_inactive=True)):
+        page = await store.groups.list_groups(env, query, None, 1000)
+        wanted = made if query.include_inactive else made[:-1]
+        assert (wanted[::-1] if query.descending else wanted, len(wanted)) == (
+            page.rows,
+            page.count,
+        )
+    numbers = [each.number for each in made]
+    found = await store.groups.read_groups(env, [*numbers, 10_000], cached=False)
+    assert dict(zip(numbers, made, strict=True)) == found
+    assert max(sizes) < 1_200_000
+    assert len(sizes) >= 12

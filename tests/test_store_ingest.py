@@ -30,8 +30,10 @@ from service.store_definitions import NewDefinition
 from service.store_records import NewProfile
 from service.verify import verify
 from service.worker import work
-from tests.test_store_members import script_times_us, slowness
+from tests.test_store_members import noted, script_times_us, slowness
 from tests.test_store_records import alone, known_profiles, raw, texts
+from tests.test_store_settling import audience, no, unsettled
+from tests.test_store_settling import members as within
 
 DAY_US = 86_400_000_000
 NOW_US = time.time_ns() // 1000
@@ -1035,6 +1037,82 @@ async def test_what_comes_to_no_end_is_unavailable(store, env, monkeypatch):
         await store.ingest.write_batches(env, [user(customer_id="c", wrote={"a": "1"})], "key")
     del store.connection.call
     assert turn >= 20
+
+
+async def follow(store, env, *updates, credential="key"):
+    """Do batches and what follows; what had changed, by customer ids, of whom is no more behind."""
+    done = await store.ingest.write_batches(env, updates, credential)
+    found = {}
+    for each in done.unsettled:
+        profile = await store.records.get_profile(env, env.mixer.unmix(each))
+        found[profile.custom_id] = await noted(store, env, profile.id)
+    await store.derivation.derive_profiles(env, done.dirty)
+    await store.settling.settle(env, done.unsettled)
+    assert 0 == await unsettled(store, env)
+    return found
+
+
+async def test_batches_tell_whose_dynamic_groups_have_yet_to_follow(store, application, env):
+    definition = NewDefinition(
+        id="household",
+        source_user_attribute="$address",
+        attributes=(GroupAttribute("points", "sum"),),
+    )
+    await store.definitions.create_definition(application, definition, "test")
+    old = await audience(store, env, {"attribute": "age", "condition": "greater_than", "value": 30})
+    young = await audience(store, env, no({"attribute": "age", "condition": "exists"}))
+    new = keys.named_group(0)
+
+    assert {"a": {new}, "b": {new, b"age"}} == await follow(
+        store, env, user(customer_id="a", wrote={"x": "1"}),
+        user(customer_id="b", wrote={"age": "31"}),
+    )  # fmt: skip
+    a, b = people = [await owner(store, env, "customer_id", each) for each in "ab"]
+    assert [b] == await within(store, env, old, people)
+    assert [a] == await within(store, env, young, people)
+    # Of two batches of one profile it is told once; who is dirty, too, is told as that.
+    assert {"b": {b"age"}} == await follow(
+        store, env, user(customer_id="b", wrote={"age": "30"}),
+        user(customer_id="b", wrote={"x": "1"}),
+        user(customer_id="a", wrote={"age": "99", "$address": "1 Main"}),
+    )  # fmt: skip
+    assert [a] == await within(store, env, old, people)
+    assert [] == await within(store, env, young, people)
+    # The same again, what is older, and what was not there, change nothing.
+    assert {} == await follow(
+        store, env, user("never", customer_id="a", wrote={"age": "99", "y": "1"}),
+        user("age", customer_id="b", at=1), user(customer_id="b", wrote={"age": "77"}, at=1),
+    )  # fmt: skip
+    assert {"a": {b"age"}} == await follow(store, env, user("age", customer_id="a"))
+    assert [a] == await within(store, env, young, people)
+
+
+async def test_a_batch_that_is_sent_again_has_followed_what_broke_off_before(store, env):
+    number = await audience(store, env, {"attribute": "age", "condition": "exists"})
+    update = user(customer_id="a", wrote={"age": "1"}, request="r")
+    await store.ingest.write_batches(env, [update], "key")
+    assert 1 == await unsettled(store, env)
+
+    assert {"a": {b"age"}} == await follow(store, env, update)
+
+    person = await owner(store, env, "customer_id", "a")
+    assert [person] == await within(store, env, number, [person])
+
+
+async def test_a_value_of_another_type_is_another_value_to_rules(store, env):
+    tags = {"attribute": "tags", "condition": "includes", "value": "x"}
+    number = await audience(store, env, tags)
+    text, several = (
+        UserUpdate("production", None, (Identity("customer_id", "a"),), (change,), None)
+        for change in (Change("tags", b'"[\\"x\\"]"', None), Change("tags", b'["x"]', None))
+    )
+    await follow(store, env, text)
+    person = await owner(store, env, "customer_id", "a")
+    assert [] == await within(store, env, number, [person])
+
+    assert {"a": {b"tags"}} == await follow(store, env, several)
+
+    assert [person] == await within(store, env, number, [person])
 
 
 async def test_a_store_that_is_full_says_so_and_changes_nothing():

@@ -10,15 +10,25 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from service import ids, keys, store_jobs
 from service.errors import NotFound, ScriptFailed, Unavailable
 from service.faults import POINTS
+from service.groups import Group, GroupChanges, NewGroup
+from service.rules import parse_tree
 from service.store import Store
 from service.store_definitions import DefinitionChanges
-from service.store_jobs import decode_job, encode_job, monday_before, new_job
+from service.store_jobs import (
+    SaveStep,
+    decode_job,
+    encode_job,
+    monday_before,
+    new_job,
+    new_save,
+)
 from service.store_records import ProfileChanges
 from service.worker import work
 from tests.test_store_definitions import ask, create, in_force
@@ -38,7 +48,8 @@ class Deriving:
         self.interrupted = set()
         self._meanwhile = meanwhile
 
-    async def derive_profiles(self, env, mixed):
+    async def derive_profiles(self, env, mixed, *, walking=False):
+        assert walking
         self.pages += 1
         if self._meanwhile is not None:
             await self._meanwhile(env, mixed)
@@ -605,10 +616,510 @@ def child(url):
     async def run():
         store = await Store.open(url)
         [application] = await store.registry.list_applications()
+        store.jobs.saving = Saving()
         await store.jobs.work(application, Deriving())
 
     store_jobs.PAGE = 3
     asyncio.run(run())
+
+
+# What a job does is decided when it is taken
+
+
+class Settling:
+    """Notes whose rules are to be evaluated, and does what a test wants on the way."""
+
+    def __init__(self, meanwhile=None):
+        self.seen = []
+        self.asked = []
+        self._meanwhile = meanwhile
+
+    async def walk(self, env, mixed, groups):
+        if self._meanwhile is not None:
+            await self._meanwhile(env, mixed, groups)
+        self.asked.append(groups)
+        self.seen += [(env.name, each) for each in mixed]
+
+
+class Nothing(Deriving):
+    """Must not be asked to derive anything."""
+
+    async def derive_profiles(self, *_args, **_options):
+        raise AssertionError("derived")
+
+    async def settle_stale(self, *_args, **_options):
+        raise AssertionError("told")
+
+
+async def dynamic(store, application, name="dogs", attribute="has_dog"):
+    tree = parse_tree({"attribute": attribute, "condition": "exists"})
+    new = NewGroup(name=name, membership_type="dynamic", rule_tree=tree)
+    return await store.groups.create_group(application.production, new)
+
+
+async def another_tree(store, application, group, attribute="has_cat"):
+    tree = parse_tree({"attribute": attribute, "condition": "exists"})
+    changes = GroupChanges(rule_tree=tree)
+    return await store.groups.update_group(application.production, group.id, changes)
+
+
+async def built(store, application):
+    found = await store.jobs.read_built(application)
+    return {int(name): version for name, version in found.items() if name.isdigit()}
+
+
+def versions(*groups):
+    return {each.number: each.rules_version for each in groups}
+
+
+async def test_a_new_dynamic_group_alone_is_looked_at_in_production_alone(
+    store, application, small_pages, monkeypatch
+):
+    everybody = {each for each in await populate(store, application) if each[0] == "production"}
+    made = await dynamic(store, application)
+    settling = Settling()
+    monkeypatch.setattr(store.jobs, "_settling", settling)
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert exactly(everybody, settling)
+    assert {(made.number,)} == set(settling.asked)
+    job = await the_job(store, application)
+    assert ("done", 20, 20, False) == (job.state, job.done, job.total, job.whole)
+    assert versions(made) == await built(store, application)
+    other = await dynamic(store, application, name="other")
+    settling.asked.clear()
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert {(other.number,)} == set(settling.asked)
+    assert versions(made, other) == await built(store, application)
+
+
+async def test_a_job_over_everything_builds_all_dynamic_groups(
+    store, application, small_pages, monkeypatch
+):
+    everybody = await populate(store, application)
+    one, two = await dynamic(store, application), await dynamic(store, application, name="two")
+    await store.jobs.queue_job(application)
+    settling, deriving = Settling(), Deriving()
+    monkeypatch.setattr(store.jobs, "_settling", settling)
+    assert 1 == await store.jobs.work(application, deriving)
+    assert exactly(everybody, deriving)
+    assert exactly(everybody, settling)
+    assert {None} == set(settling.asked)
+    assert versions(one, two) == await built(store, application)
+    assert (await the_job(store, application)).whole
+
+
+@pytest.mark.parametrize("why", ["create", "update", "delete", "settings", "asked"])
+async def test_what_concerns_everybody_is_done_by_a_job_over_everything(store, application, why):
+    if why != "create":
+        await create(store, application)
+    await dynamic(store, application)
+    await store.jobs.work(application, Deriving())
+    if why == "create":
+        await create(store, application)
+    elif why == "update":
+        changes = DefinitionChanges(attributes=())
+        await store.definitions.update_definition(application, "household", changes, "me")
+    elif why == "delete":
+        await store.definitions.delete_definition(application, "household")
+    elif why == "settings":
+        await store.registry.update_application("test", users_per_group=3)
+        await store.definitions.follow_settings("test")
+    else:
+        await store.jobs.queue_job(application)
+    application = await store.registry.application("test")
+    assert 1 == await store.jobs.work(application, Deriving())
+    assert (await store.jobs.list_jobs(application))[0].whole
+    made = await dynamic(store, application, name="after")
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert not (await store.jobs.list_jobs(application))[0].whole
+    assert made.number in await built(store, application)
+
+
+async def test_a_job_that_waits_for_a_group_is_over_everything_when_somebody_asks_for_that(
+    store, application
+):
+    await dynamic(store, application)
+    waits = await the_job(store, application)
+    assert waits.id == (await store.jobs.queue_job(application)).id
+    assert 1 == await store.jobs.work(application, Deriving())
+    assert (await the_job(store, application)).whole
+
+
+async def test_a_group_that_comes_just_before_a_waiting_job_is_taken_is_built_by_it(
+    store, second, application, monkeypatch
+):
+    """It found the job waiting, and so queued none; what that does was decided already."""
+    await populate(store, application)
+    one = await dynamic(store, application)
+    replaced = store.jobs._replaced
+    made: list[Group] = []
+
+    async def late(application, raw, job, forgotten=()):
+        if job.state == "running" and not made:
+            made.append(await dynamic(second, application, name="late"))
+        return await replaced(application, raw, job, forgotten)
+
+    monkeypatch.setattr(store.jobs, "_replaced", late)
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert versions(one, *made) == await built(store, application)
+    assert 0 == await store.jobs.work(application, Nothing())
+
+
+async def test_a_tree_that_changes_while_a_job_walks_is_built_by_the_next(
+    store, second, application, small_pages, monkeypatch
+):
+    await populate(store, application)
+    one, two = await dynamic(store, application), await dynamic(store, application, name="two")
+    changed: list[Group] = []
+
+    async def meanwhile(env, mixed, groups):
+        if not changed:
+            changed.append(await another_tree(second, application, one))
+
+    settling = Settling(meanwhile)
+    monkeypatch.setattr(store.jobs, "_settling", settling)
+    seen = []
+    ended = store.jobs._ended
+
+    async def noted(*args):
+        await ended(*args)
+        seen.append(await built(store, application))
+
+    monkeypatch.setattr(store.jobs, "_ended", noted)
+    assert 2 == await store.jobs.work(application, Nothing())
+    assert [versions(two), versions(*changed, two)] == seen
+    assert {(one.number, two.number), (one.number,)} == set(settling.asked)
+
+
+async def test_a_group_that_is_deleted_while_a_job_ends_is_not_built(
+    store, second, application, monkeypatch
+):
+    one, two = await dynamic(store, application), await dynamic(store, application, name="two")
+    call = store.connection.call
+    deleted: list[Group] = []
+
+    async def late(script, keys_, args, **options):
+        if script.name == "end_job" and not deleted:
+            deleted.append(one)
+            await second.groups.delete_group(application.production, one.id)
+        return await call(script, keys_, args, **options)
+
+    monkeypatch.setattr(store.connection, "call", late)
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert versions(two) == await built(store, application)
+    assert "done" == (await the_job(store, application)).state
+
+
+async def test_more_groups_than_one_script_notes_are_noted_in_parts(
+    store, second, application, monkeypatch
+):
+    monkeypatch.setattr(store_jobs, "BUILT", 2)
+    made = [await dynamic(store, application, name=str(n)) for n in range(5)]
+    call = store.connection.call
+    noted = []
+
+    async def late(script, keys_, args, **options):
+        if script.name == "note_built":
+            noted.append(len(args))
+            if len(noted) == 2:
+                await second.groups.delete_group(application.production, made.pop(0).id)
+        return await call(script, keys_, args, **options)
+
+    monkeypatch.setattr(store.connection, "call", late)
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert versions(*made) == await built(store, application)
+    assert [8] * 3 == noted
+
+
+async def test_a_job_whose_groups_are_all_gone_is_done_at_once(store, application):
+    await populate(store, application)
+    made = await dynamic(store, application)
+    await store.groups.delete_group(application.production, made.id)
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert "done" == (await the_job(store, application)).state
+    assert {} == await built(store, application)
+
+
+async def test_a_walk_for_groups_goes_on_where_its_worker_died(
+    store, second, application, small_pages, monkeypatch
+):
+    everybody = {each for each in await populate(store, application) if each[0] == "production"}
+    made = await dynamic(store, application)
+    settling = Settling()
+    for each in (store, second):
+        monkeypatch.setattr(each.jobs, "_settling", settling)
+    for _ in range(3):
+        await store.jobs.work(application, Nothing(), budget_seconds=0)
+    later = await dynamic(store, application, name="later")
+    now = store_jobs._now_us()
+    monkeypatch.setattr(store_jobs, "_now_us", lambda: now + 2 * store_jobs.LEASE_US)
+    assert 2 == await second.jobs.work(application, Nothing())
+    assert (everybody, 2 * len(everybody)) == (set(settling.seen), len(settling.seen))
+    assert versions(made, later) == await built(store, application)
+    assert {(made.number,), (later.number,)} == set(settling.asked)
+
+
+async def test_a_step_is_smaller_where_many_rules_are_to_be_evaluated(
+    store, application, monkeypatch
+):
+    monkeypatch.setattr(store_jobs, "PAGE", 6)
+    monkeypatch.setattr(store_jobs, "RULES", 1)
+    await populate(store, application)
+    for n in range(3):
+        await dynamic(store, application, name=str(n))
+    pages = []
+
+    async def meanwhile(env, mixed, groups):
+        pages.append(len(mixed))
+
+    monkeypatch.setattr(store.jobs, "_settling", Settling(meanwhile))
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert (2, 20) == (max(pages), sum(pages))
+
+
+async def test_a_group_is_not_built_where_somebody_was_left_out_and_is_tried_again_in_an_hour(
+    store, application, small_pages, monkeypatch
+):
+    everybody = await populate(store, application)
+    poison = {min(each for name, each in everybody if name == "production")}
+    made = await dynamic(store, application)
+
+    async def meanwhile(env, mixed, groups):
+        if poison & set(mixed):
+            raise ScriptFailed("poison")
+
+    settling = Settling(meanwhile)
+    monkeypatch.setattr(store.jobs, "_settling", settling)
+    assert 1 == await store.jobs.work(application, Nothing())
+    job = await the_job(store, application)
+    assert ("failed", "One profile could not be derived because of: poison") == (
+        job.state,
+        job.error,
+    )
+    assert {} == await built(store, application)
+    monkeypatch.setattr(store_jobs, "LOOK_SECONDS", 0.0)
+    assert 0 == await store.jobs.work(application, Nothing())
+    poison.clear()
+    now = store_jobs._now_us()
+    monkeypatch.setattr(store_jobs, "_now_us", lambda: now + store_jobs.RETRY_US + 1)
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert versions(made) == await built(store, application)
+    assert 0 == await store.jobs.work(application, Nothing())
+
+
+async def test_whoever_asks_need_not_wait_an_hour(store, application, monkeypatch):
+    await populate(store, application)
+    made = await dynamic(store, application)
+    poison = [True]
+
+    async def meanwhile(env, mixed, groups):
+        if poison:
+            raise ScriptFailed("poison")
+
+    monkeypatch.setattr(store.jobs, "_settling", Settling(meanwhile))
+    assert 1 == await store.jobs.work(application, Nothing())
+    poison.clear()
+    await store.jobs.queue_job(application)
+    assert 1 == await store.jobs.work(application, Deriving())
+    assert versions(made) == await built(store, application)
+
+
+async def test_a_worker_does_not_look_every_second_for_what_is_not_built(
+    store, application, monkeypatch
+):
+    made = await dynamic(store, application)
+    await store.jobs.work(application, Nothing())
+    await ask(store, keys.key(application.production.directory, "built"), "HDEL", str(made.number))
+    key = keys.key(application.production.directory, "jobs")
+    asked = []
+    read = store.jobs.read_built
+
+    async def noted(application):
+        asked.append(1)
+        return await read(application)
+
+    monkeypatch.setattr(store.jobs, "read_built", noted)
+    assert [0] * 3 == [await store.jobs.work(application, Nothing()) for _ in range(3)]
+    assert [] == asked
+    await ask(store, key, "DEL")
+    monkeypatch.setattr(store_jobs, "LOOK_SECONDS", 0.0)
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert versions(made) == await built(store, application)
+
+
+async def test_rules_that_always_change_leave_the_end_of_a_job_to_the_next_look(
+    store, second, application, monkeypatch
+):
+    made = await dynamic(store, application)
+    call = store.connection.call
+
+    async def late(script, keys_, args, **options):
+        if script.name == "end_job":
+            args = [*args[:3], 1, *args[4:]]
+        return await call(script, keys_, args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.connection, "call", late)
+        with pytest.raises(Unavailable, match="too many others"):
+            await store.jobs.work(application, Nothing())
+    assert "running" == (await the_job(store, application)).state
+    assert 1 == await store.jobs.work(application, Nothing())
+    assert versions(made) == await built(store, application)
+
+
+async def test_a_job_of_an_older_version_is_over_everything(store, application, small_pages):
+    """0.4 queued it, and kept no word of what was wanted."""
+    everybody = await populate(store, application)
+    key = keys.key(application.production.directory, "jobs")
+    old = {"reason": "rules", "created_at_us": 1}
+    for job_id, letter, state in (
+        (ids.text(ids.new()), b"q", {}),
+        (ids.text(ids.new()), b"r", {"state": "running", "total": 24, "begun": True}),
+    ):
+        document = msgspec.json.encode({"id": job_id} | old | state)
+        await ask(store, key, "HSET", job_id, letter + b" " + document)
+    deriving = Deriving()
+    assert 2 == await store.jobs.work(application, deriving)
+    assert (everybody, 48) == (set(deriving.seen), len(deriving.seen))
+
+
+# Queries that are saved
+
+
+class Saving:
+    """Saves in so many steps, and does what a test wants on the way."""
+
+    def __init__(self, steps=3, meanwhile=None):
+        self.seen = []
+        self._steps = steps
+        self._meanwhile = meanwhile
+
+    async def save_step(self, _env, number, position):
+        at = int(position or 0)
+        self.seen.append((number, at))
+        if self._meanwhile is not None:
+            await self._meanwhile(number, at)
+        over = at + 1 == self._steps
+        return SaveStep("" if over else str(at + 1), added=5, total=5 * self._steps)
+
+
+async def saved(store, application, name="saved"):
+    new = NewGroup(name=name, saved_query={"group": "vip"})
+    return await store.groups.create_group(application.production, new)
+
+
+def test_a_query_that_waits_to_be_saved_has_a_letter_of_its_own():
+    job = new_save(7, 5)
+    for state, letter in zip(("queued", "running", "done", "failed"), b"srdf", strict=True):
+        stored = encode_job(replace(job, state=state))
+        assert (letter, replace(job, state=state)) == (stored[0], decode_job(stored))
+    with pytest.raises(ValueError, match="is queued"):
+        decode_job(b"q" + encode_job(job)[1:])
+
+
+async def test_queries_are_saved_one_after_the_other_beside_walks(store, application):
+    groups = [await saved(store, application, name) for name in ("one", "two", "three")]
+    await store.jobs.queue_job(application)
+    assert 4 == len(await store.jobs.list_jobs(application))
+    store.jobs.saving = saving = Saving()
+    assert 4 == await store.jobs.work(application, Deriving())
+    assert [(each.number, at) for each in groups for at in range(3)] == saving.seen
+    jobs = await store.jobs.list_jobs(application)
+    assert {("done", "save", 15, 15), ("done", "asked", 0, 0)} == {
+        (job.state, job.reason, job.done, job.total) for job in jobs
+    }
+
+
+async def test_what_waits_longest_is_done_first(store, application):
+    first = await saved(store, application)
+    await store.jobs.queue_job(application)
+    last = await saved(store, application, "last")
+    ended = []
+
+    async def meanwhile(number, at):
+        ended.append(("save", number))
+
+    async def walked(env, mixed):
+        ended.append(("walk", 0))
+
+    await populate(store, application, 1)
+    store.jobs.saving = Saving(1, meanwhile)
+    await store.jobs.work(application, Deriving(walked))
+    assert [("save", first.number), ("walk", 0), ("save", last.number)] == list(
+        dict.fromkeys(ended)
+    )
+
+
+async def test_saving_goes_on_where_its_budget_ended(store, application):
+    group = await saved(store, application)
+    store.jobs.saving = saving = Saving(5)
+    assert 5 == await until_done(store, application, Deriving())
+    assert [(group.number, at) for at in range(5)] == saving.seen
+    assert "done" == (await the_job(store, application)).state
+
+
+async def test_whoever_could_not_be_added_is_counted(store, application):
+    await saved(store, application)
+
+    class Limited(Saving):
+        async def save_step(self, env, number, position):
+            step = await super().save_step(env, number, position)
+            return step._replace(failed=2, error="they are in 1,000 groups")
+
+    store.jobs.saving = Limited()
+    assert 1 == await store.jobs.work(application, Deriving())
+    job = await the_job(store, application)
+    said = "6 profiles could not be added, the first one because of: they are in 1,000 groups"
+    assert ("failed", 15, 6, said) == (job.state, job.done, job.failures, job.error)
+
+
+async def test_a_query_that_cannot_be_saved_keeps_no_other_job_waiting(store, application):
+    group = await saved(store, application)
+
+    async def meanwhile(number, at):
+        if number == group.number:
+            raise NotFound
+
+    await saved(store, application, "other")
+    store.jobs.saving = Saving(2, meanwhile)
+    assert 2 == await store.jobs.work(application, Deriving())
+    jobs = await store.jobs.list_jobs(application)
+    assert {("done", None), ("failed", "The query could not be saved: Not found.")} == {
+        (job.state, job.error) for job in jobs
+    }
+
+
+async def test_a_store_that_is_gone_leaves_a_query_where_it_was(store, application):
+    await saved(store, application)
+    gone = [True]
+
+    async def meanwhile(number, at):
+        if at == 1 and gone:
+            gone.clear()
+            raise Unavailable("gone")
+
+    store.jobs.saving = saving = Saving(3, meanwhile)
+    with pytest.raises(Unavailable):
+        await store.jobs.work(application, Deriving())
+    assert 1 == await store.jobs.work(application, Deriving())
+    assert [0, 1, 1, 2] == [at for _, at in saving.seen]
+
+
+@both_topologies
+async def test_a_query_whose_worker_was_killed_is_saved(backing, store, application, monkeypatch):
+    group = await saved(store, application)
+    died_with = await asyncio.to_thread(in_a_process, backing.url, "save.stepped")
+    assert -signal.SIGKILL == died_with
+    store.jobs.saving = saving = Saving()
+    assert 0 == await store.jobs.work(application, Deriving())
+    now = store_jobs._now_us()
+    monkeypatch.setattr(store_jobs, "_now_us", lambda: now + 2 * store_jobs.LEASE_US)
+    assert 1 == await store.jobs.work(application, Deriving())
+    assert [(group.number, 1), (group.number, 2)] == saving.seen
+
+
+def test_every_fault_point_of_saving_has_a_case():
+    assert {"save.stepped"} == {point for point in POINTS if point.startswith("save.")}
 
 
 # With what really derives

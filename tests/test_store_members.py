@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service import ids, keys, scripts, store_members
+from service import ids, keys, scripts, store_lookups, store_members
 from service.cuts import Cut
 from service.errors import Conflict, NotFound, Unavailable
 from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
@@ -25,6 +25,8 @@ from service.store import Store
 from service.worker import work
 from tests import backings
 from tests.model import stroll
+from tests.test_store_settling import audience, held, no, unsettled
+from tests.test_store_settling import members as within
 
 if TYPE_CHECKING:
     from service.environment import Environment
@@ -492,6 +494,207 @@ async def test_members_of_an_inactive_group_are_shown_to_who_asks_for_them(store
             await refused
 
 
+# What follows in dynamic groups
+
+
+async def noted(store, env, id16):
+    """What changed of a profile that rules have yet to follow."""
+    mixed = env.mixer.mix(id16)
+    key = keys.of_profile(env.home(mixed), "changed", mixed)
+    return set(await store.connection.command(key, "SMEMBERS", key))
+
+
+def broken(store, monkeypatch, times=1):
+    """Let settling fail so many times, as where the store is gone; give how often it was asked."""
+    settle, asked = store.settling.settle, []
+
+    async def failing(*args, **kwargs):
+        asked.append(args)
+        if len(asked) <= times:
+            raise Unavailable("gone")
+        await settle(*args, **kwargs)
+
+    monkeypatch.setattr(store.settling, "settle", failing)
+    return asked
+
+
+async def test_dynamic_groups_have_followed_when_members_are_written(store, second, env, group):
+    other = await store.groups.create_group(env, NewGroup(name="other"))
+    inside = await audience(store, env, {"group": group.id})
+    outside = await audience(store, env, no({"group": group.id}))
+    people = some(120)
+
+    # Of all of them something is known as soon as they are in the other group.
+    await store.members.add_members(env, other.number, b"".join(people))
+    assert people == await within(second, env, outside, people)
+    await second.members.add_members(env, group.number, b"".join(people[:90]))
+    assert people[:90] == await within(store, env, inside, people)
+    await store.members.remove_members(env, group.number, b"".join(people[60:]))
+    assert people[:60] == await within(second, env, inside, people)
+    assert people[60:] == await within(second, env, outside, people)
+    await store.members.replace_members(env, group.number, b"".join(people[50:70]))
+    assert people[50:70] == await within(second, env, inside, people)
+    # Of those nothing is known any more, who are in no static group.
+    await store.members.remove_members(env, other.number, b"".join(people[:100]))
+    assert people[100:] == await within(second, env, outside, people)
+    assert 0 == await unsettled(store, env)
+
+
+async def test_what_changed_is_noted_with_it_and_not_lost(store, env, group, monkeypatch):
+    inside = await audience(store, env, {"group": group.id})
+    await audience(store, env, no({"group": group.id}))
+    one, two = people = some(2)
+    broken(store, monkeypatch, 2)
+
+    with pytest.raises(Unavailable):
+        await store.members.add_members(env, group.number, one + two, now_us=5)
+    names = {keys.named_group(group.number), keys.named_group(0)}
+    assert [names, names] == [await noted(store, env, each) for each in people]
+    assert b"11" == await store.members.check_members(env, [group.number] * 2, one + two)
+    assert 2 == await unsettled(store, env)
+    assert 5 == (await store.totals.count(env)).memberships_behind_since_us
+    with pytest.raises(Unavailable):
+        await store.members.remove_members(env, group.number, two)
+    await store.settling.settle_unsettled(env, 2**62)
+
+    assert [one] == await within(store, env, inside, people)
+    assert [set(), set()] == [await noted(store, env, each) for each in people]
+
+
+async def test_repeating_what_broke_off_before_it_was_followed_has_it_followed(
+    store, env, group, monkeypatch
+):
+    inside = await audience(store, env, {"group": group.id})
+    people = some(2)
+    asked = broken(store, monkeypatch)
+
+    with pytest.raises(Unavailable):
+        await store.members.add_members(env, group.number, b"".join(people))
+    assert b"==" == await store.members.add_members(env, group.number, b"".join(people))
+    assert people == await within(store, env, inside, people)
+    asked.clear()
+    with pytest.raises(Unavailable):
+        await store.members.remove_members(env, group.number, b"".join(people))
+    assert b".." == await store.members.remove_members(env, group.number, b"".join(people))
+    assert [] == await within(store, env, inside, people)
+
+
+async def test_members_of_groups_that_no_rule_names_are_nobodys_work(
+    store, env, group, monkeypatch
+):
+    named = await store.groups.create_group(env, NewGroup(name="named"))
+    await audience(store, env, {"group": named.id})
+    one, two = some(2)
+    asked = broken(store, monkeypatch, 99)
+
+    await store.members.add_members(env, group.number, one + two)
+    await store.members.replace_members(env, group.number, one)
+    await store.members.remove_members(env, group.number, one)
+    # Who is none of its members is not taken out of it.
+    await store.members.remove_members(env, named.number, one)
+
+    assert [] == asked
+    assert 0 == await unsettled(store, env)
+
+
+async def test_dynamic_groups_count_for_no_limit_and_are_listed_with_the_others(
+    store, application, env, monkeypatch
+):
+    env = (
+        await store.registry.update_application(application.client_id, groups_per_profile=2)
+    ).production
+    groups = [await store.groups.create_group(env, NewGroup(name=f"{n}")) for n in range(3)]
+    numbers = [each.number for each in groups]
+    wanted = numbers[:2]
+    for each in groups[:2]:
+        wanted.append(await audience(store, env, {"group": each.id}))
+    [one] = some(1)
+
+    for number, letter in zip(numbers, (b"+", b"+", b"L"), strict=True):
+        assert letter == await store.members.add_members(env, number, one)
+    page = await store.lookups.list_profile_groups(env, one, None, 10)
+    assert wanted == [each.group.number for each in page.rows]
+    assert 4 == page.count
+    # As of a profile in very many groups, whose numbers come first.
+    monkeypatch.setattr(store_lookups, "WHOLE", 3)
+    assert page == await store.lookups.list_profile_groups(env, one, None, 10)
+    assert b"-" == await store.members.remove_members(env, numbers[0], one)
+    assert b"+" == await store.members.add_members(env, numbers[2], one)
+    assert {b"d": b"1"}.items() <= (await held(store, env, "m", one)).items()
+    assert 1 == (await store.totals.count(env)).profiles
+    assert 3 == (await store.totals.count(env)).memberships
+
+
+async def test_the_sweep_of_a_dynamic_group_leaves_what_is_known_of_its_members(store, env, group):
+    number = await audience(store, env, {"group": group.id}, "swept")
+    await audience(store, env, {"group": group.id})
+    people = some(60)
+    await store.members.add_members(env, group.number, b"".join(people))
+    [gid] = (each.id for each in (await store.groups.read_groups(env, [number])).values())
+
+    await store.groups.delete_group(env, gid)
+    await store.upkeep.sweep_groups(env, 2**62)
+
+    assert [60, 60, 0] == await store.members.count_members(env, [0, group.number, number])
+    assert [b"1"] * 60 == [(await held(store, env, "m", each))[b"d"] for each in people]
+    for tag in env.partitions:
+        key = keys.key(tag, "dynamic")
+        assert not await store.connection.command(key, "SISMEMBER", key, number)
+
+
+async def test_who_is_unknown_after_a_sweep_leaves_the_dynamic_groups(store, env, group):
+    other = await store.groups.create_group(env, NewGroup(name="other"))
+    outside = await audience(store, env, no({"group": other.id}))
+    people = some(60)
+    await store.members.add_members(env, group.number, b"".join(people))
+    await store.members.add_members(env, other.number, b"".join(people[:1]))
+
+    await store.groups.delete_group(env, group.id)
+    await store.upkeep.sweep_groups(env, 2**62)
+    assert 59 == await unsettled(store, env)
+    await store.settling.settle_unsettled(env, 2**62)
+
+    assert [] == await within(store, env, outside, people)
+    assert [1] == await store.members.count_members(env, [0])
+
+
+async def test_a_group_may_be_named_while_it_is_written_and_nobody_is_missed(store, second, env):
+    one = await store.groups.create_group(env, NewGroup(name="one"))
+    people = some(400)
+
+    async def write():
+        for start in range(0, len(people), 20):
+            part = b"".join(people[start : start + 20])
+            await store.members.add_members(env, one.number, part)
+
+    writing = asyncio.ensure_future(write())
+    number = await audience(second, env, {"group": one.id})
+    await writing
+    await work(second, grace_us=0)
+
+    assert people == await within(store, env, number, people)
+
+
+async def test_a_full_store_has_members_removed_and_dynamic_groups_follow_as_there_is_room():
+    async with alone() as (server, store, env):
+        group, other = [await store.groups.create_group(env, NewGroup(name="g")) for _ in range(2)]
+        inside = await audience(store, env, {"group": group.id})
+        outside = await audience(store, env, no({"group": group.id}))
+        one, two = people = some(2)
+        for each in (group, other):
+            await store.members.add_members(env, each.number, one)
+        await store.members.add_members(env, group.number, two)
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+
+        assert b"--" == await store.members.remove_members(env, group.number, one + two)
+
+        assert {keys.named_group(group.number)} == await noted(store, env, one)
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        await store.settling.settle_unsettled(env, 2**62)
+        assert [] == await within(store, env, inside, people)
+        assert [one] == await within(store, env, outside, people)
+
+
 @asynccontextmanager
 async def alone(*options):
     """A server of our own, an open store that asks nothing by itself, and an application."""
@@ -632,6 +835,7 @@ class Loaded:
     joiner: bytes
     everywhere: bytes
     listed: list[str]
+    named: Group | None = None
 
     async def create(self):
         return await self.store.groups.create_group(self.env, NewGroup(name="g"))
@@ -687,6 +891,29 @@ async def remove(at):
     del at.everyone[-100:]
     yield
     await at.store.members.remove_members(at.env, at.big.number, b"".join(wanted))
+
+
+async def named(at):
+    """A group that two rules name, one of which is true of nothing."""
+    if at.named is None:
+        at.named = await at.create()
+        await audience(at.store, at.env, {"group": at.named.id})
+        await audience(at.store, at.env, no({"group": at.named.id}))
+    return at.named
+
+
+async def add_to_named(at):
+    group = await named(at)
+    yield
+    await at.add(group.number, some(100))
+
+
+async def remove_from_named(at):
+    group = await named(at)
+    people = some(100)
+    await at.add(group.number, people)
+    yield
+    await at.store.members.remove_members(at.env, group.number, b"".join(people))
 
 
 async def check_pairs(at):
@@ -854,6 +1081,8 @@ LARGEST = (
     read_1000_documents,
     update_100_attributes,
     purge,
+    add_to_named,
+    remove_from_named,
 )
 """Operations that send their longest script at its largest size, after a first part unmeasured."""
 

@@ -24,6 +24,9 @@ from service.store_definitions import NewDefinition
 from service.store_profiles import Erased
 from service.store_records import NewProfile, ProfileChanges
 from service.worker import work
+from tests.test_store_members import broken, noted
+from tests.test_store_settling import audience, held, no, unsettled
+from tests.test_store_settling import members as within
 
 ROUNDS = 200
 STEPS = ("_reserve", "_confirm", "_fence", "_settle", "_release")
@@ -637,3 +640,134 @@ async def test_members_that_are_erased_at_once_leave_nothing(store, second, appl
     assert {"household:points": "1"} == await inherited(store, env, people[0])
     for each in people[1:]:
         assert set() == await held_of(store, env, each)
+
+
+# What follows in dynamic groups
+
+
+async def test_profiles_made_for_identities_are_in_the_groups_that_follow(store, second, env):
+    number = await audience(store, env, no({"attribute": "age", "condition": "exists"}))
+    names = [f"{n}" for n in range(100)]
+
+    made = await second.profiles.resolve_identities(env, "customer_id", names, create=True)
+    assert made == await within(store, env, number, made)
+    again = await store.profiles.resolve_identities(env, "customer_id", names, create=True)
+    assert made == again
+    known = new()
+    await store.profiles.add_identity(env, known, "email", "x")
+    await store.profiles.add_identity(env, known, "email", "x")
+
+    assert [known] == await within(second, env, number, [known])
+    assert 0 == await unsettled(store, env)
+
+
+async def test_who_becomes_known_without_settling_is_left_to_the_worker(store, env, monkeypatch):
+    number = await audience(store, env, no({"attribute": "age", "condition": "exists"}))
+    known = new()
+    broken(store, monkeypatch, 2)
+
+    with pytest.raises(Unavailable):
+        await store.profiles.add_identity(env, known, "email", "x")
+    with pytest.raises(Unavailable):
+        await store.profiles.resolve_identities(env, "email", ["y"], create=True)
+    assert [known] == await store.profiles.resolve_identities(env, "email", ["x"], create=False)
+    assert {keys.named_group(0)} == await noted(store, env, known)
+    assert 2 == await unsettled(store, env)
+    await work(store, grace_us=0)
+
+    assert [2] == await store.members.count_members(env, [number])
+
+
+async def test_an_identity_of_somebody_known_is_nobodys_work(store, env, monkeypatch):
+    await audience(store, env, no({"attribute": "age", "condition": "exists"}))
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    profile = new()
+    await store.members.add_members(env, group.number, profile)
+    asked = broken(store, monkeypatch, 99)
+
+    await store.profiles.add_identity(env, profile, "email", "x", known=True)
+
+    assert [] == asked
+
+
+async def test_erasing_takes_a_profile_out_of_dynamic_groups_too(store, env, monkeypatch):
+    monkeypatch.setattr(store_profiles, "CHUNK", 2)
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    numbers = [
+        await audience(store, env, {"group": group.id}),
+        await audience(store, env, no({"attribute": "age", "condition": "exists"})),
+        await audience(store, env, {"attribute": "x", "condition": "exists"}),
+    ]
+    [profile, stays] = people = await store.profiles.resolve_identities(
+        env, "customer_id", ["x", "y"], create=True
+    )
+    plain = new()
+    await store.members.add_members(env, group.number, b"".join([*people, plain]))
+    changes = ProfileChanges(attributes={"x": b'"1"'})
+    for each in people:
+        await store.records.update_profile(env, each, changes)
+    await store.settling.settle(env, [env.mixer.mix(each) for each in people])
+    assert b"3" == (await held(store, env, "m", profile))[b"d"]
+    # Something is noted of it when it goes.
+    await store.records.update_profile(env, profile, ProfileChanges(attributes={}))
+    assert 1 == await unsettled(store, env)
+
+    erased = await store.profiles.erase_profile(env, profile)
+    assert Erased(memberships=4, attributes=0, identities=1) == erased
+    assert set() == await held_of(store, env, profile)
+    assert 0 == await unsettled(store, env)
+    assert Erased(memberships=3) == await store.profiles.erase_profile(env, plain)
+
+    assert [1, 1, 1, 1, 1] == await store.members.count_members(env, [0, group.number, *numbers])
+    assert [stays] == await within(store, env, numbers[2], people)
+    dropped: dict[int, int] = {}
+    async for part in store.connection.scan():
+        for key in part:
+            parsed = keys.parse(key)
+            if parsed is not None and parsed.kind == "turnover":
+                flat = await store.connection.command(key, "HGETALL", key)
+                for name, count in zip(flat[::2], flat[1::2], strict=True):
+                    if name[:1] == b"-":
+                        dropped[int(name[1:])] = dropped.get(int(name[1:]), 0) + int(count)
+    assert dict(zip(numbers, (2, 2, 1), strict=True)) == dropped
+
+
+async def test_of_whom_nothing_is_known_any_more_there_is_nothing_to_erase(store, env, monkeypatch):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    await audience(store, env, {"group": group.id})
+    profile = new()
+    await store.members.add_members(env, group.number, profile)
+    with monkeypatch.context() as patched:
+        broken(store, patched)
+        with pytest.raises(Unavailable):
+            await store.members.remove_members(env, group.number, profile)
+    assert b"1" == (await held(store, env, "m", profile))[b"d"]
+
+    for refused in (store.profiles.erase_profile, store.records.get_profile):
+        with pytest.raises(NotFound):
+            await refused(env, profile)
+    await store.settling.settle_unsettled(env, 2**62)
+
+    assert set() == await held_of(store, env, profile)
+
+
+@both_topologies
+async def test_erasing_while_others_settle_leaves_nothing(store, second, env):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    number = await audience(store, env, {"group": group.id})
+    for _ in range(30):
+        profile = new()
+        await store.members.add_members(env, group.number, profile)
+        done = await asyncio.gather(
+            store.profiles.erase_profile(env, profile),
+            second.members.remove_members(env, group.number, profile),
+            second.settling.settle(env, [env.mixer.mix(profile)]),
+            store.members.add_members(env, group.number, profile),
+            return_exceptions=True,
+        )
+        assert isinstance(done[0], (Erased, NotFound)), done
+        await store.settling.settle_unsettled(env, 2**62)
+        there = await store.members.check_members(env, [group.number, number], profile * 2)
+        assert there in {b"00", b"11"}
+        if there == b"00":
+            assert set() == await held_of(store, env, profile)

@@ -21,7 +21,9 @@ from service.store_profiles import Erased
 from service.store_records import NewProfile, ProfileChanges
 from service.verify import verify
 from tests import backings
-from tests.test_store_members import script_times_us, slowness
+from tests.test_store_members import noted, script_times_us, slowness
+from tests.test_store_settling import audience, no, unsettled
+from tests.test_store_settling import members as within
 
 LONG_AGO_US = 1_000_000
 FAR_AHEAD_US = 9_000_000_000_000_000
@@ -58,6 +60,10 @@ async def put(store, env, profile_id, name, held):
     mixed = env.mixer.mix(profile_id)
     key = keys.of_profile(env.home(mixed), "attributes", mixed)
     await store.connection.command(key, "HSET", key, name, held)
+
+
+async def settle(store, env, *profiles):
+    await store.settling.settle(env, [env.mixer.mix(each) for each in profiles])
 
 
 async def known_profiles(store, env):
@@ -458,6 +464,88 @@ async def test_a_change_that_meets_an_erasing_leaves_nothing_behind(store, secon
             await raw(store, env, made.id, "profile"),
         )
     assert 0 == await known_profiles(store, env)
+
+
+async def test_what_rules_name_of_a_change_is_noted_and_nothing_else(store, env):
+    old = await audience(store, env, {"attribute": "age", "condition": "greater_than", "value": 30})
+    await audience(store, env, {"attribute": "$City", "condition": "exists"})
+    made = await store.records.create_profile(env, NewProfile(attributes=having(age="31", x="1")))
+    assert (True, False) == (made.is_unsettled, made.is_behind)
+    assert {b"age"} == await noted(store, env, made.id)
+    await settle(store, env, made.id)
+    assert [made.id] == await within(store, env, old, [made.id])
+
+    for given, names in (
+        ({"age": "31", "x": "2"}, set()),
+        ({"age": "31", "y": "1"}, set()),
+        ({"age": "31", "$CITY": "X"}, {b"$city"}),
+        ({"age": "30"}, {b"age", b"$city"}),
+        ({}, {b"age"}),
+        ({"y": "2"}, set()),
+    ):
+        changed = await change(store, env, made.id, attributes=given)
+        assert names == await noted(store, env, made.id), given
+        assert bool(names) == changed.is_unsettled, given
+        assert (await change(store, env, made.id, nickname="N")).is_unsettled == bool(names)
+        await settle(store, env, made.id)
+    assert [] == await within(store, env, old, [made.id])
+    assert 0 == await unsettled(store, env)
+
+
+async def test_who_becomes_known_is_noted_where_a_rule_is_true_of_nothing(store, env):
+    plain = await store.records.create_profile(env, NewProfile())
+    assert not plain.is_unsettled
+    young = await audience(store, env, no({"attribute": "age", "condition": "exists"}))
+
+    made = await store.records.create_profile(env, NewProfile(custom_id="c"))
+    assert {keys.named_group(0)} == await noted(store, env, made.id)
+    assert not (await change(store, env, plain.id, nickname="N")).is_unsettled
+    await settle(store, env, made.id)
+
+    assert [made.id] == await within(store, env, young, [made.id])
+    assert 2 == await known_profiles(store, env)
+
+
+async def test_rules_follow_at_once_where_definitions_follow_on_mondays(store, application, env):
+    await define(store, application, ("points", "sum"))
+    await store.registry.update_application("test", grouping="weekly")
+    await store.definitions.follow_settings("test")
+    number = await audience(store, env, {"attribute": "points", "condition": "exists"})
+
+    made = await store.records.create_profile(env, NewProfile(attributes=having(points="1")))
+
+    assert (True, False) == (made.is_unsettled, made.is_behind)
+    await settle(store, env, made.id)
+    assert [made.id] == await within(store, env, number, [made.id])
+
+
+async def test_what_contributes_and_turns_a_rule_is_both_and_followed_together(
+    store, application, env
+):
+    await define(store, application, ("points", "sum"))
+    many = {"attribute": "household:points", "condition": "greater_than", "value": 5}
+    number = await audience(store, env, many)
+    own = await audience(store, env, {"attribute": "points", "condition": "exists"})
+    given = having(points="3", **{"$address": "1 Main"})
+
+    made = [await store.records.create_profile(env, NewProfile(attributes=given)) for _ in "ab"]
+
+    assert {(True, True)} == {(each.is_unsettled, each.is_behind) for each in made}
+    await store.derivation.derive_profiles(env, [env.mixer.mix(each.id) for each in made])
+    people = [each.id for each in made]
+    assert people == await within(store, env, number, people)
+    assert people == await within(store, env, own, people)
+    assert 0 == await unsettled(store, env)
+
+
+async def test_development_has_no_rules_to_follow(store, application, env):
+    await audience(store, env, {"attribute": "age", "condition": "exists"})
+
+    made = await store.records.create_profile(
+        application.environments["development"], NewProfile(attributes=having(age="1"))
+    )
+
+    assert not made.is_unsettled
 
 
 @contextlib.asynccontextmanager

@@ -6,15 +6,18 @@ import time
 
 import pytest
 
-from service import keys, scripts
+from service import keys, scripts, store_transfer
 from service.attributes import value_of
 from service.grouping import GroupAttribute
+from service.groups import NewGroup
 from service.ids import new
 from service.store_definitions import NewDefinition
 from service.store_records import NewProfile
 from service.store_transfer import ADDED, ALREADY, BEING_ERASED, CHUNK, Arriving
-from tests.test_store_members import script_times_us, slowness
+from tests.test_store_members import noted, script_times_us, slowness
 from tests.test_store_records import alone, behind, having, raw, texts
+from tests.test_store_settling import audience, no, unsettled
+from tests.test_store_settling import members as within
 
 on_both = pytest.mark.parametrize(
     ("backing", "partitions"), [("embedded", 1), ("cluster", 8)], indirect=True
@@ -132,6 +135,82 @@ async def test_identities_that_are_none_are_told(store, env):
     [told_again] = await store.transfer.import_identities(env, [(made.id, "mpid", "8")])
     assert told_again == "the profile has another mpid"
     assert "7" == (await store.records.get_profile(env, made.id)).mpid
+
+
+async def test_dynamic_groups_have_followed_what_is_brought_in(store, second, application, env):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    old = await audience(store, env, {"attribute": "age", "condition": "greater_than", "value": 30})
+    outside = await audience(store, env, no({"group": group.id}))
+    people = [new() for _ in range(150)]
+
+    aged = [arriving(each, [("age", 20, 20, "31")]) for each in people[:70]]
+    plain = [arriving(each, nickname="N") for each in people[70:]]
+    await second.transfer.import_profiles(env, aged + plain)
+    assert people[:70] == await within(store, env, old, people)
+    assert people == await within(store, env, outside, people)
+    some = people[50:100]
+    await second.transfer.import_members(env, b"".join(some), [group.number] * 50, [7] * 50)
+    assert [each for each in people if each not in some] == await within(
+        store, env, outside, people
+    )
+    # Those it is a first membership of are known by it.
+    strangers = [new() for _ in range(5)]
+    other = await store.groups.create_group(env, NewGroup(name="other"))
+    await store.transfer.import_members(env, b"".join(strangers), [other.number] * 5, [7] * 5)
+
+    assert strangers == await within(second, env, outside, strangers)
+    assert 0 == await unsettled(store, env)
+
+
+async def test_what_is_brought_in_and_is_there_turns_nothing(store, env, monkeypatch):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    await audience(store, env, {"attribute": "age", "condition": "exists"})
+    await audience(store, env, {"group": group.id})
+    one, two = new(), new()
+    rows = [arriving(one, [("age", 20, 20, "31")]), arriving(two, [("x", 20, 20, "1"), ("age", 3)])]
+    await store.transfer.import_profiles(env, rows)
+    await store.transfer.import_members(env, one + two, [group.number] * 2, [7, 8])
+
+    async def settle(*_args, **_options):
+        pytest.fail("nothing has to follow")
+
+    monkeypatch.setattr(store.settling, "settle", settle)
+    await store.transfer.import_profiles(env, rows)
+    later = [arriving(one, [("age", 30, 30, "31")]), arriving(two, [("x", 30, 30, "2")])]
+    assert bytes([ADDED] * 2) == await store.transfer.import_profiles(env, later)
+    await store.transfer.import_members(env, one + two, [group.number] * 2, [9, 9])
+    assert [set(), set()] == [await noted(store, env, each) for each in (one, two)]
+
+
+async def test_what_follows_in_dynamic_groups_is_not_exported(store, env, monkeypatch):
+    group = await store.groups.create_group(env, NewGroup(name="g"))
+    for n in range(3):
+        await audience(store, env, {"group": group.id}, f"{n}")
+    people = [new() for _ in range(3)]
+    await store.members.add_members(env, group.number, b"".join(people), now_us=7)
+    assert 4 == (await store.lookups.list_profile_groups(env, people[0], None, 10)).count
+
+    async def exported():
+        found = []
+        for partition in range(len(env.partitions)):
+            bound, known = await store.transfer.export_profiles(env, partition, b"")
+            assert b"" == bound
+            found += known
+        return {each.id: each.memberships for each in found}
+
+    expected = {each: {group.number: 7} for each in people}
+    assert expected == await exported()
+    # So it is of one that is walked, since it has so much.
+    monkeypatch.setattr(store_transfer, "FIELDS", 1)
+    found: dict[bytes, dict[int, int]] = {}
+    for partition in range(len(env.partitions)):
+        bound = b""
+        while True:
+            bound, known = await store.transfer.export_profiles(env, partition, bound)
+            found |= {each.id: each.memberships for each in known}
+            if not bound:
+                break
+    assert expected == found
 
 
 @pytest.mark.alone

@@ -32,7 +32,8 @@ from service.attributes import value_of
 from service.embedded import EmbeddedServer
 from service.errors import Conflict, Invalid, NotFound, Unusable
 from service.grouping import GroupAttribute as SharedAttribute
-from service.groups import Attribute, GroupChanges, GroupQuery, NewGroup
+from service.groups import Attribute, Group, GroupChanges, GroupQuery, NewGroup
+from service.rules import parse_tree
 from service.store import Store
 from service.store_definitions import NewDefinition
 from service.store_records import ProfileChanges
@@ -46,6 +47,7 @@ from tests.serving import ROOT
 
 G1 = "11111111-1111-4111-8111-111111111111"
 G2 = "22222222-2222-4222-8222-222222222222"
+G3 = "33333333-3333-4333-8333-333333333333"
 P1 = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
 P2 = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
 APPLICATION = {"kind": "application", "client_id": "shop", "workspace_id": 7, "name": "Shop"}
@@ -61,6 +63,8 @@ DEFINITION = {
     "modified_at_us": 12,
     "modified_by": "ann@example.com",
 }
+GOLD = {"attribute": "tier", "condition": "is", "value": "gold"}
+DYNAMIC = GROUP | {"id": G3, "membership_type": "dynamic", "rule_tree": GOLD}
 PROFILE = {"kind": "profile", **IN, "id": P1, "created_at_us": 6}
 MEMBER = {"kind": "membership", **IN, "group_id": G1, "profile_id": P1, "joined_at_us": 7}
 END = {"kind": "end"}
@@ -262,6 +266,325 @@ async def test_users_are_grouped_where_they_are_imported_as_they_were(store, oth
     assert {"household:kids": "4.5", "household:$Age": "2"} == expected["production", 0][1]
     assert without_partitions(await exported(other)) == without_partitions(await exported(store))
     assert await written(other, application) == await written(store, imported_)
+
+
+async def fill_dynamic(store, *, partitions=1, users=30):
+    """Make an application with dynamic groups over everything that a rule tree may name; give it.
+
+    One of them names a static group that is younger than it.
+    """
+    application = await fill_households(store, partitions=partitions, users=users)
+    env = application.production
+    people = [
+        (await store.profiles.resolve_identities(env, "customer_id", [f"u{n}"], create=False))[0]
+        for n in range(users)
+    ]
+    vips = await store.groups.create_group(env, NewGroup(name="vips", created_by="ann"))
+    trees = {
+        "vip": {"group": vips.id},
+        "kids": {"attribute": "household:kids", "condition": "greater_than", "value": 50.10},
+        "young": {"attribute": "$age", "condition": "between", "value": ["3", "12"]},
+        "later": {"group": vips.id},
+        "unlikely": {"operator": "NOT", "children": [{"group": vips.id}]},
+    }
+    for at, (name, tree) in enumerate(trees.items()):
+        made = NewGroup(
+            name=name,
+            custom_id=f"d-{at}" if at % 2 else None,
+            is_active=name != "young",
+            membership_type="dynamic",
+            rule_tree=parse_tree(tree),
+            created_by="client_id:c1",
+        )
+        await store.groups.create_group(env, made)
+    younger = await store.groups.create_group(env, NewGroup(name="younger"))
+    both = {"operator": "OR", "children": [{"group": younger.id}, {"group": vips.id}]}
+    changes = GroupChanges(rule_tree=parse_tree(both), modified_by="bob")
+    await store.groups.update_group(env, "d-3", changes)
+    await store.members.add_members(env, vips.number, b"".join([*people[:7], packed(P1)]))
+    await store.members.add_members(env, younger.number, b"".join(people[5:9]))
+    await work(store, application)
+    return application
+
+
+async def derived(store, application):
+    """Give who is in which dynamic group, by name of the group and custom id or id."""
+    env = application.production
+    groups = await groups_of(store, env)
+    names = {each.number: each.name for each in groups if each.is_dynamic}
+    found: dict[str, set[bytes]] = {name: set() for name in names.values()}
+    for partition in range(len(env.partitions)):
+        bound = b""
+        while True:
+            bound, profiles = await store.transfer.export_profiles(env, partition, bound)
+            for each in profiles:
+                who = each.record.get(b"custom_id", each.id)
+                mixed = env.mixer.mix(each.id)
+                key = keys.memberships(env.home(mixed), mixed)
+                for field in await store.connection.command(key, "HKEYS", key):
+                    if field != b"d" and int(field) in names:
+                        found[names[int(field)]].add(who)
+            if not bound:
+                break
+    return found
+
+
+async def groups_of(store, env):
+    """Give all groups of an environment, in their order."""
+    query = GroupQuery(include_inactive=True)
+    return (await store.groups.list_groups(env, query, None, 1000)).rows
+
+
+@pytest.mark.parametrize("there", [1, 8])
+async def test_dynamic_groups_have_the_same_members_where_they_are_imported(store, other, there):
+    application = await fill_dynamic(other, partitions=9 - there)
+    expected = await derived(other, application)
+    data = b"\n".join(await unsorted(other)) + b"\n"
+
+    read = await imported(store, data, partitions=there)
+
+    imported_ = await store.registry.application("shop")
+    await work(store, imported_)
+    assert (7, 60, 0) == (read.groups, read.profiles, read.conflicts)
+    assert expected == await derived(store, imported_)
+    assert {name: len(members) for name, members in expected.items()} == {
+        "vip": 8, "kids": 11, "young": 10, "later": 10, "unlikely": 23,
+    }  # fmt: skip
+    assert without_partitions(await exported(other)) == without_partitions(await exported(store))
+    before, after = [
+        await groups_of(each, (await each.registry.application("shop")).production)
+        for each in (other, store)
+    ]
+    assert ["vips", "vip", "kids", "young", "later", "unlikely", "younger"] == [
+        each.name for each in before
+    ]
+    assert ["vips", "vip", "kids", "young", "younger", "later", "unlikely"] == [
+        each.name for each in after
+    ]
+    held = {each.id: (each.rule_tree, each.created_by, each.modified_by) for each in before}
+    assert held == {each.id: (each.rule_tree, each.created_by, each.modified_by) for each in after}
+    assert ("client_id:c1", "bob") == held[before[4].id][1:]
+
+
+async def test_derived_memberships_are_not_exported_nor_is_anything_else_that_follows(other):
+    application = await fill_dynamic(other)
+
+    records = [json.loads(each) for each in await exported(other)]
+
+    dynamic = {each["id"] for each in records if each.get("membership_type") == "dynamic"}
+    assert 5 == len(dynamic)
+    of = [each["group_id"] for each in records if each.get("kind") == "membership"]
+    assert (12, set()) == (len(of), dynamic.intersection(of))
+    assert {"$.rule_tree"} >= {
+        name for each in records for name in each if name in {"leaf_groups", "rules_version"}
+    }
+    groups = await groups_of(other, application.production)
+    [kids] = [each["rule_tree"] for each in records if each.get("name") == "kids"]
+    assert kids == {"attribute": "household:kids", "condition": "greater_than", "value": 50.1}
+    assert b'"value":50.1' in await_line(await exported(other), b'"kids"')
+    assert len(groups) == 7
+
+
+def await_line(exported_lines, part):
+    """Give the one line that holds something."""
+    [line] = [each for each in exported_lines if part in each and b'"kind":"group"' in each]
+    return line
+
+
+async def test_a_dynamic_group_is_imported_behind_the_groups_that_it_names(other):
+    named = DYNAMIC | {"rule_tree": {"group": G1.upper()}}
+    profile = PROFILE | {"attributes": []}
+    said: list[str] = []
+
+    await imported(other, lines(APPLICATION, GROUP, named, profile, MEMBER), report=said.append)
+
+    application = await other.registry.application("shop")
+    [job] = await other.jobs.list_jobs(application)
+    does = "finds the members of its dynamic groups"
+    assert [f"application shop: job {job.id} {does}, as soon as a worker runs"] == said
+    await work(other, application)
+    assert {"Gold": {packed(P1)}} == await derived(other, application)
+    [group] = [each for each in await groups_of(other, application.production) if each.is_dynamic]
+    assert {"group": G1} == group.rule_tree
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+async def test_a_rule_tree_that_names_what_it_cannot_ends_the_import(other, dynamic):
+    named = DYNAMIC | {"rule_tree": {"group": G1}, "id": G2}
+    first = [DYNAMIC | {"id": G1}] if dynamic else []
+    data = lines(APPLICATION, *first, named, GROUP | {"id": P2})
+
+    with pytest.raises(Invalid, match=rf"^line {3 + dynamic}: group {G2} cannot be created: "):
+        await imported(other, data)
+
+    said: list[str] = []
+    read = await imported(other, data, merge=True, report=said.append)
+    assert 1 == read.conflicts
+    assert said[0].startswith(f"line {3 + dynamic}: group {G2} cannot be created: The")
+    env = (await other.registry.application("shop")).production
+    assert {P2, *[each["id"] for each in first]} == {
+        each.id for each in await groups_of(other, env)
+    }
+
+
+async def test_more_dynamic_groups_than_the_application_may_have_are_left_out(other):
+    settings = {"dynamic_groups": 1}
+    second = DYNAMIC | {"id": G2, "name": "Second", "custom_id": "second"}
+    data = lines(APPLICATION | {"settings": settings}, DYNAMIC, second, GROUP)
+
+    with pytest.raises(Invalid, match=r"^line 4: .*at most 1 dynamic group"):
+        await imported(other, data)
+    said: list[str] = []
+    read = await imported(other, data, merge=True, report=said.append)
+
+    assert 1 == read.conflicts
+    assert said[0].startswith(f"line 4: group {G2} cannot be created: An application has at most 1")
+    env = (await other.registry.application("shop")).production
+    assert [G3, G1] == [each.id for each in await groups_of(other, env)]
+
+
+async def test_in_a_merge_a_group_stays_what_it_is(store, application, env):
+    static = await store.groups.create_group(env, NewGroup(id=G3, name="Static"))
+    tree = parse_tree({"attribute": "tier", "condition": "is", "value": "silver"})
+    made = NewGroup(id=G1, name="Dynamic", membership_type="dynamic", rule_tree=tree)
+    await store.groups.create_group(env, made)
+    others = [str(uuid.UUID(int=n)) for n in range(5)]
+    members = [MEMBER | {"profile_id": each} for each in others]
+    mine = MEMBER | {"group_id": G3, "profile_id": P2}
+    profile = PROFILE | {
+        "attributes": [{"name": "tier", "time_us": 9, "since_us": 9, "value": "silver"}]
+    }
+    data = lines(
+        APPLICATION | {"client_id": "test"},
+        GROUP,
+        DYNAMIC,
+        profile,
+        *members[:3],
+        mine,
+        *members[3:],
+    )
+    said: list[str] = []
+
+    read = await imported(store, data, merge=True, report=said.append)
+
+    assert (2, 6, 5) == (read.groups, read.memberships, read.conflicts)
+    assert (
+        f"line 6: group {G1} is dynamic: its members follow its rule tree, and none is written"
+        == said[0]
+    )
+    assert 2 == len(said)
+    await work(store, application)
+    assert {"Dynamic": {packed(P1)}} == await derived(store, application)
+    assert {} == (await in_groups(store, env, P1)).memberships
+    assert {static.number: 7} == (await in_groups(store, env, P2)).memberships
+    assert await in_groups(store, env, others[0]) is None
+    kept = {each.id: (each.name, each.rule_tree) for each in await groups_of(store, env)}
+    assert {G3: ("Static", None), G1: ("Dynamic", tree.shown)} == kept
+
+
+async def test_members_of_a_dynamic_group_end_an_import_without_merge(other):
+    data = lines(APPLICATION, DYNAMIC, GROUP, MEMBER, MEMBER | {"group_id": G3}, END)
+
+    with pytest.raises(Invalid, match=rf"^line 6: group {G3} is dynamic: "):
+        await imported(other, data)
+
+    env = (await other.registry.application("shop")).production
+    assert {2: 7} == (await in_groups(other, env, P1)).memberships
+
+
+async def test_a_dynamic_group_that_comes_twice_has_to_be_the_same(other):
+    tree = {"operator": "AND", "children": [GOLD, {"group": G1.upper()}]}
+    named = DYNAMIC | {"rule_tree": tree, "created_by": "ann", "modified_by": "bob"}
+    await imported(other, lines(APPLICATION, GROUP, named, named | {"modified_by": "eve"}))
+
+    for differs in ({"rule_tree": GOLD}, {"created_by": "eve"}, {"name": "x"}):
+        data = lines(APPLICATION | {"client_id": "club"}, GROUP, named, named | differs)
+        with pytest.raises(Invalid, match=rf"^line 5: there is a group {G3} already"):
+            await imported(other, data, application=f"club-{next(iter(differs))}")
+
+
+async def test_dynamic_groups_of_an_unfinished_import_are_gone_on_with(
+    other, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(importing, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(importing, "LINES", 2)
+    path = tmp_path / "dump"
+    named = DYNAMIC | {"rule_tree": {"group": G1}}
+    more = [DYNAMIC | {"id": str(uuid.UUID(int=n)), "name": f"D{n}"} for n in range(5)]
+    good = [APPLICATION, GROUP, named, *more, PROFILE, MEMBER]
+    for cut in range(3, len(good)):
+        path.write_bytes(lines(*good[:cut], b"{"))
+        with pytest.raises(Invalid, match=rf"^line {cut + 2}: "):
+            await import_file(other, path, Options(), nothing, nothing)
+
+    path.write_bytes(lines(*good, END))
+    read = await import_file(other, path, Options(), nothing, nothing)
+
+    assert (7, 1, 0) == (read.groups, read.memberships, read.conflicts)
+    application = await other.registry.application("shop")
+    await work(other, application)
+    assert {packed(P1)} == (await derived(other, application))["Gold"]
+
+
+async def test_an_export_with_dynamic_groups_goes_on_where_it_was_kept(
+    other, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(exporting, "PLACE_SECONDS", 0)
+    monkeypatch.setattr(exporting, "BLOCK", 0)
+    monkeypatch.setattr(exporting, "GROUPS", 1)
+    monkeypatch.setattr(store_transfer, "PROFILES", 5)
+    application = await fill_dynamic(other)
+    expected = await unsorted(other)
+    path = tmp_path / "dump"
+    write = transfer.write_place
+    places: list[object] = []
+    runs = 0
+
+    def stop(*place):
+        write(*place)
+        places.append(place)
+        if len(places) == 1 + runs % 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "write_place", stop)
+    while not path.exists():
+        places.clear()
+        runs += 1
+        try:
+            await export_to_file(other, [application], path, nothing)
+        except KeyboardInterrupt:
+            continue
+
+    assert runs > 10
+    assert expected == path.read_bytes().splitlines()
+
+
+async def test_a_tree_that_changes_while_it_is_exported_names_what_is_exported(other, monkeypatch):
+    application = await fill_dynamic(other)
+    env = application.production
+    [younger] = [each for each in await groups_of(other, env) if each.name == "younger"]
+    listed = other.groups.list_groups
+    changed: list[Group] = []
+
+    async def list_groups(where, *page):
+        found = await listed(where, *page)
+        if where is env and not changed:
+            changed.append(await other.groups.create_group(env, NewGroup(name="youngest")))
+            tree = parse_tree({"group": changed[0].id})
+            await other.groups.update_group(env, "d-3", GroupChanges(rule_tree=tree))
+            await other.groups.delete_group(env, younger.id)
+        return found
+
+    monkeypatch.setattr(other.groups, "list_groups", list_groups)
+    records = [json.loads(each) for each in await unsorted(other)]
+
+    groups = [each for each in records if each.get("kind") == "group"]
+    names = [each["name"] for each in groups if each["environment"] == "production"]
+    assert names.index("youngest") < names.index("later")
+    assert {"group": changed[0].id} == groups[names.index("later")]["rule_tree"]
+    await work(other, application)
+    while await other.upkeep.sweep_groups(env, 2**53):
+        pass
 
 
 async def test_definitions_keep_who_wrote_them_and_get_numbers_of_their_own(store, application):
@@ -717,7 +1040,36 @@ BAD_LINES = {
     "a missing member": ({"kind": "group", **IN, "id": G1}, "line 3: Object missing required"),
     "a wrong type": (GROUP | {"name": 5}, "line 3: Expected `str`, got `int` - at `$.name`"),
     "another environment": (GROUP | {"environment": "test"}, "line 3: Invalid enum value 'test'"),
-    "a dynamic group": (GROUP | {"membership_type": "dynamic"}, "line 3: Invalid enum value"),
+    "a type of groups that there is not": (
+        GROUP | {"membership_type": "clever"},
+        "line 3: Invalid enum value 'clever'",
+    ),
+    "a dynamic group without a rule tree": (
+        GROUP | {"membership_type": "dynamic"},
+        "line 3: a dynamic group has a `rule_tree`, and no other group has one",
+    ),
+    "a static group with a rule tree": (
+        GROUP | {"rule_tree": {"group": G2}},
+        "line 3: a dynamic group has a `rule_tree`, and no other group has one",
+    ),
+    "a rule tree that is none": (
+        DYNAMIC | {"rule_tree": {"operator": "XOR", "children": []}},
+        "line 3: `XOR` is no operator",
+    ),
+    "a rule tree that is null": (DYNAMIC | {"rule_tree": None}, "line 3: A node has `operator`"),
+    "a rule tree that names a group by its custom id": (
+        DYNAMIC | {"rule_tree": {"group": "gold"}},
+        "line 3: groups are named by their UUIDs here, unlike `$.rule_tree.group`",
+    ),
+    "a dynamic group of development": (
+        DYNAMIC | {"environment": "development"},
+        "line 3: dynamic groups are in production alone",
+    ),
+    "NUL in an author": (
+        GROUP | {"created_by": "a\0"},
+        "line 3: NUL characters are not allowed in `created_by`",
+    ),
+    "an author that is none": (GROUP | {"modified_by": None}, "line 3: Expected `str`"),
     "no UUID": (GROUP | {"id": "gold"}, "line 3: `id` has to be a UUID"),
     "NUL in a name": (GROUP | {"name": "a\0"}, "line 3: NUL characters are not allowed in `name`"),
     "NUL in an attribute": (

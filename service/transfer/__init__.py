@@ -12,7 +12,8 @@ kind            members
 ``definition``  id, description, source_user_attribute, attributes [{id, type}], created_at_us,
                 created_by, modified_at_us, modified_by; for both environments
 ``group``       environment, id, name, is_active, description, custom_id, created_at_us,
-                attributes [{key, value}], membership_type
+                attributes [{key, value}], membership_type, created_by, modified_by; a dynamic one:
+                rule_tree, in which groups are named by id
 ``profile``     environment, id, created_at_us, nickname, custom_id, custom_data, mpid,
                 identities [{type, value}] beyond the custom id,
                 attributes [{name, time_us, since_us, value}]; a deleted one has name and time_us
@@ -21,11 +22,13 @@ kind            members
 =============== ====================================================================================
 
 Definitions stand before all groups and profiles of their application, groups in the order of their
-creation and before their memberships; inactive ones too. A profile that has nothing but memberships
-has no line of its own. Times are microseconds since 1970, exact. Memberships are those that were
-written: what follows from rules and definitions is not exported, but derived where it is imported.
-Nor are jobs, and batches that are remembered so that none is taken twice; nor secrets: credentials,
-signing keys and secrets, the key that ids are mixed with.
+creation and before their memberships; inactive ones too. Only a group that the rule tree of an
+older one names stands out of that order, just before it: no tree is read before what it names. A
+group that a query was saved as is one with the members that it has. A profile that has nothing but
+memberships has no line of its own. Times are microseconds since 1970, exact. Memberships are those
+that were written: what follows from rules and definitions is not exported, but derived where it is
+imported. Nor are jobs, and batches that are remembered so that none is taken twice; nor secrets:
+credentials, signing keys and secrets, the key that ids are mixed with.
 
 An unknown kind, an unknown member or another format is refused, with the number of the line.
 """
@@ -44,11 +47,15 @@ from service.attributes import NAME_CHARACTERS, is_sound
 from service.definitions import ID, DefinitionChangesBody, NewSharedAttribute
 from service.environment import Settings
 from service.errors import Invalid, Unprocessable, Unusable
-from service.profile_groups import Attributes, CustomId, Description, Name
+from service.group_bodies import Attributes
+from service.profile_groups import CustomId, Description, Name
 from service.profiles import CustomData, Nickname
+from service.rule_trees import read_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from service.rules import Tree
 
 FORMAT = 1
 LONGEST_LINE = 16 * 2**20
@@ -125,7 +132,7 @@ class DefinitionRecord(Record, frozen=True, kw_only=True, tag="definition", omit
 
 
 class GroupRecord(Record, frozen=True, kw_only=True, tag="group"):
-    """A group with its document; its members follow as memberships."""
+    """A group with its document; members of a static one follow as memberships."""
 
     environment: EnvironmentName
     id: str
@@ -135,12 +142,38 @@ class GroupRecord(Record, frozen=True, kw_only=True, tag="group"):
     description: Description | None = None
     custom_id: CustomId | None = None
     attributes: Attributes = []
-    membership_type: Literal["static"] = "static"
+    membership_type: Literal["static", "dynamic"] = "static"
+    rule_tree: msgspec.Raw | UnsetType = UNSET
+    created_by: Author | UnsetType = UNSET
+    modified_by: Author | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Refuse what no annotation can say."""
         _uuid(self.id)
-        _no_nul(name=self.name, description=self.description, custom_id=self.custom_id)
+        authors = {
+            name: author
+            for name in ("created_by", "modified_by")
+            if isinstance(author := getattr(self, name), str)
+        }
+        _no_nul(name=self.name, description=self.description, custom_id=self.custom_id, **authors)
+        if (self.membership_type == "dynamic") != (self.rule_tree is not UNSET):
+            raise ValueError("a dynamic group has a `rule_tree`, and no other group has one")
+        tree = self.tree
+        if tree is not None and self.environment != "production":
+            raise ValueError("dynamic groups are in production alone")
+        for group, place in ({} if tree is None else tree.places).items():
+            if ids.parse(group) is None:
+                raise ValueError(f"groups are named by their UUIDs here, unlike `{place}`")
+
+    @property
+    def tree(self) -> Tree | None:
+        """The rule tree; None of a static group."""
+        if not isinstance(self.rule_tree, msgspec.Raw):
+            return None
+        try:
+            return read_tree(self.rule_tree)
+        except Invalid as error:
+            raise ValueError(str(error)) from None
 
 
 class IdentityRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,7 +4,8 @@ What is there from the beginning to the end is exported exactly once. Of what is
 removed meanwhile each line is as it was at one moment between the two: a profile is read in one
 step with all of its memberships (one with more than 300 in several), and so is each group.
 Definitions and groups are read first; what is created after that is not exported, and neither are
-memberships of it.
+memberships of it, unless a rule tree names it that is. A dynamic group is written after all groups
+that its tree names; its members are not, since they follow from it.
 
 A file is written as `<file>.part` beside `<file>.progress`, which says how far it is good; whoever
 is killed goes on there. It becomes `<file>` when it is whole.
@@ -20,12 +21,14 @@ import time
 from typing import IO, TYPE_CHECKING, Protocol
 
 import msgspec
+from msgspec import UNSET
 
 from service import ids, keys
 from service.cuts import Cut
 from service.errors import Unusable
+from service.group_bodies import GroupAttribute
 from service.groups import GroupQuery
-from service.profile_groups import GroupAttribute
+from service.rule_trees import written
 from service.transfer import (
     FORMAT,
     SETTINGS,
@@ -61,6 +64,8 @@ PLACE_SECONDS = 1.0
 """How often what is written is forced to disk, and the place kept."""
 GROUPS = 500
 """Groups that are read at a time."""
+TRIES = 20
+"""How often a dynamic group is read again whose tree names what is not there."""
 BLOCK = 256 * 1024
 """Bytes after which lines are written, about."""
 ENVIRONMENTS: tuple[EnvironmentName, ...] = ("production", "development")
@@ -213,13 +218,15 @@ class FileSink:
         self._kept_at = time.monotonic()
 
     def groups_since(self, offset: int) -> Iterator[bytes]:
-        """Give the ids of the groups again that were written from there on, packed, in parts."""
+        """Give ids of the static groups again that were written from there on, packed, in parts."""
         self._file.seek(offset)
         packed = bytearray()
         while self._file.tell() < self.offset:
             record = decode(self._file.readline(), 0)
             if not isinstance(record, GroupRecord):
                 break
+            if record.membership_type == "dynamic":
+                continue
             packed += _id16(record.id)
             if len(packed) == GROUPS * ids.SIZE:
                 yield bytes(packed)
@@ -242,7 +249,7 @@ class FileSink:
 
 
 class GroupIds:
-    """Ids of the groups that were exported, by number: 17 bytes each, in pages."""
+    """Ids of the static groups that were exported, by number: 17 bytes each, in pages."""
 
     def __init__(self) -> None:
         """Know none."""
@@ -360,10 +367,7 @@ class _Export:
         if place.partition is None:
             async for page in self._groups(env, int(place.bound or 0)):
                 for group in page:
-                    self._put(_group(env, group))
-                    self.written.groups += 1
-                    if group.membership_type == "static":
-                        groups.add(group.number, _id16(group.id))
+                    await self._group(env, group, groups)
                     place.bound = str(group.number)
                 self._flush()
                 self._sink.reached(place, self.written, self.done)
@@ -381,6 +385,30 @@ class _Export:
                 if len(self._lines) > BLOCK or not bound:
                     self._flush()
                     self._sink.reached(place, self.written, self.done)
+
+    async def _group(self, env: Environment, group: Group, groups: GroupIds) -> None:
+        """Write a group, behind those that its rule tree names; one that is written stays away."""
+        for _ in range(TRIES):
+            if groups.get(group.number) is not None:
+                return
+            wanted = sorted(each for each in group.leaf_groups.values() if not groups.get(each))
+            named = await self._store.groups.read_groups(env, wanted, cached=False)
+            if len(named) == len(wanted) and not any(each.is_dynamic for each in named.values()):
+                for each in (*(named[number] for number in wanted), group):
+                    self._put(_group(env, each))
+                    self.written.groups += 1
+                    if not each.is_dynamic:
+                        groups.add(each.number, _id16(each.id))
+                return
+            # Somebody gave it another tree, and deleted what this one names.
+            again = await self._store.groups.read_groups(env, [group.number], cached=False)
+            if group.number not in again:
+                return
+            group = again[group.number]
+        raise Unusable(
+            f"The rule tree of group {group.id} names a group that there is not: belong verify says"
+            f" more."
+        )
 
     async def _groups(self, env: Environment, after: int) -> AsyncIterator[list[Group]]:
         """Read all groups in the order of their creation, inactive ones too."""
@@ -489,7 +517,10 @@ def _group(env: Environment, group: Group) -> GroupRecord:
         description=group.description,
         custom_id=group.custom_id,
         attributes=[GroupAttribute(each.key, each.value) for each in group.attributes],
-        membership_type=group.membership_type,  # type: ignore[arg-type]
+        membership_type="dynamic" if group.is_dynamic else "static",
+        rule_tree=written(group.rule_tree) if group.is_dynamic else UNSET,
+        created_by=UNSET if group.created_by is None else group.created_by,
+        modified_by=UNSET if group.modified_by is None else group.modified_by,
     )
 
 

@@ -6,8 +6,9 @@ contradicts what is there (an identity or custom id that somebody else has, a de
 there is no room) is left out, reported with its line, and counted. A line that is no record ends
 the import; what was done stays.
 
-What follows from definitions is not in the file. The definitions are in force before any profile is
-there, so that none is forgotten; when all are, a job is queued that groups them.
+What follows from definitions and rule trees is not in the file. They are in force before any
+profile is there, so that none is forgotten; when all are, a job is queued that groups them. A group
+that is dynamic here takes no members from a file, whatever it was where that was written.
 
 Everything can be repeated. The place in a file is kept in `<file>.progress`, always one that was
 reached some seconds ago: a killed store may have lost the last two, and going over them again is
@@ -331,16 +332,22 @@ class _Import:
         self._bringing = asyncio.create_task(self._bring_all(batch, place))
 
     async def _follow(self) -> None:
-        """Queue jobs that group the users of what was imported, and say so."""
+        """Queue jobs that group the users of what was imported, and say so.
+
+        Members of dynamic groups follow what is brought in; the job finds those who were there.
+        """
         for client_id in self._marks:
             application = await self._store.registry.application(client_id)
             if application is None:
                 continue
-            if await self._store.definitions.list_definitions(application):
-                job = await self._store.jobs.queue_job(application)
+            definitions = self._store.definitions
+            whole = bool(await definitions.list_definitions(application))
+            rules = await definitions.rules(application.production)
+            if whole or rules.dynamic:
+                job = await self._store.jobs.queue_job(application, whole=whole)
+                does = "groups its users" if whole else "finds the members of its dynamic groups"
                 self._report(
-                    f"application {client_id}: job {job.id} groups its users, as soon as a worker"
-                    f" runs"
+                    f"application {client_id}: job {job.id} {does}, as soon as a worker runs"
                 )
 
     async def _settle(self) -> None:
@@ -485,5 +492,7 @@ class _Import:
         self._reach(place)
 
     def _conflict(self, line: int, sentence: str) -> None:
+        """Count what was left out; without a sentence it is like one that was reported before."""
         self.read.conflicts += 1
-        self._report(f"line {line}: {sentence}")
+        if sentence:
+            self._report(f"line {line}: {sentence}")

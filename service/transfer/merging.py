@@ -11,13 +11,15 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from service import ids
 from service.errors import Invalid
 from service.grouping import Definition
 from service.grouping import GroupAttribute as SharedAttribute
-from service.groups import Attribute, NewGroup
-from service.store_transfer import BEING_ERASED, DELETED, OVER_LIMIT, Arriving
+from service.groups import Attribute, Group, NewGroup
+from service.rule_trees import written
+from service.store_transfer import BEING_ERASED, DELETED, OVER_LIMIT, Arriving, Refused
 from service.transfer import (
     DefinitionRecord,
     EnvironmentName,
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from service.environment import Application, Environment
-    from service.groups import Group
     from service.store import Store
 
     Content = DefinitionRecord | GroupRecord | ProfileRecord | MembershipRecord
+    Rows = list[tuple[int, MembershipRecord]]
 
 NUMBERS = 200_000
 """Groups whose numbers are remembered."""
@@ -91,6 +93,8 @@ class Merger:
         self._conflict = conflict
         self._merge = merge
         self._numbers: dict[bytes, int] = {}
+        self._dynamic: set[bytes] = set()
+        self._told: set[bytes] = set()
         self._numbers_of: Environment | None = None
         self._learned_at = 0.0
 
@@ -149,8 +153,8 @@ class Merger:
         new = [each for id16, each in records.items() if id16 not in held]
         made = await self._store.transfer.import_groups(env, [_new(record) for _, record in new])
         for (line, record), group in zip(new, made, strict=True):
-            if group is None:
-                await self._bring_contested(env, line, record)
+            if isinstance(group, Refused):
+                await self._bring_contested(env, line, record, group)
         for id16, number in held.items():
             await self._compare(env, number, *records[id16])
         for id16, line, record in again:
@@ -158,12 +162,30 @@ class Merger:
             if there is not None:
                 await self._compare(env, there, line, record)
 
-    async def _bring_contested(self, env: Environment, line: int, record: GroupRecord) -> None:
-        """Create a group without the custom id that another one has."""
-        new = msgspec.structs.replace(_new(record), custom_id=None)
-        [made] = await self._store.transfer.import_groups(env, [new])
-        if made is not None:
-            self._conflict(line, _custom_id_taken(record))
+    async def _bring_contested(
+        self, env: Environment, line: int, record: GroupRecord, refused: Refused
+    ) -> None:
+        """Create a group without the custom id that another one has, if that is what is wrong.
+
+        Invalid, with the line: something else is, and with `merge` that is left out.
+        """
+        if refused.is_taken:
+            new = msgspec.structs.replace(_new(record), custom_id=None)
+            [made] = await self._store.transfer.import_groups(env, [new])
+            if isinstance(made, Group):
+                if record.custom_id is not None:
+                    self._conflict(line, _custom_id_taken(record))
+                return
+            [there] = await self._store.transfer.find_numbers(env, _id16(record.id))
+            if there is not None:
+                # Somebody else has just created it.
+                await self._compare(env, there, line, record)
+                return
+            refused = made
+        sentence = f"group {record.id} cannot be created: {refused.sentence}"
+        if not self._merge:
+            raise Invalid(f"line {line}: {sentence}")
+        self._conflict(line, sentence)
 
     async def _compare(self, env: Environment, number: int, line: int, record: GroupRecord) -> None:
         """Look at a group that was there: without --merge it has to be the one of the file."""
@@ -224,11 +246,10 @@ class Merger:
             at = next(at for at, id16 in enumerate(wanted) if id16 not in self._numbers)
             wrong = Invalid(f"line {rows[at][0]}: {_GONE.format(rows[at][1].group_id)}")
             rows = rows[:at]
+        packed, numbers, rows, refused = self._of_static(rows, wanted, profiles, numbers)
+        wrong = refused or wrong
         outcomes = await self._store.transfer.import_members(
-            env,
-            profiles[: ids.SIZE * len(rows)],
-            numbers[: len(rows)],
-            [record.joined_at_us for _, record in rows],
+            env, packed, numbers, [record.joined_at_us for _, record in rows]
         )
         for (line, record), outcome in zip(rows, outcomes, strict=True):
             if outcome == DELETED:
@@ -240,20 +261,63 @@ class Merger:
         if wrong is not None:
             raise wrong
 
+    def _of_static(
+        self, rows: Rows, wanted: list[bytes], packed: bytes, numbers: list[int]
+    ) -> tuple[bytes, list[int], Rows, Invalid | None]:
+        """Leave out what is of groups that are dynamic here: their members follow rule trees.
+
+        Gives packed profiles, numbers of groups, rows; without `merge` it ends at the first of such
+        groups, and what is wrong there comes with it.
+        """
+        wanted, numbers = wanted[: len(rows)], numbers[: len(rows)]
+        packed = packed[: ids.SIZE * len(rows)]
+        if self._dynamic.isdisjoint(wanted):
+            return packed, numbers, rows, None
+        left: list[int] = []
+        refused = None
+        for at, id16 in enumerate(wanted):
+            if id16 not in self._dynamic:
+                left.append(at)
+                continue
+            line, record = rows[at]
+            sentence = (
+                f"group {record.group_id} is dynamic: its members follow its rule tree, and none is"
+                f" written"
+            )
+            if not self._merge:
+                refused = Invalid(f"line {line}: {sentence}.")
+                break
+            # A file may have millions of them: they are counted, and one is reported.
+            self._conflict(line, "" if id16 in self._told else sentence)
+            self._told.add(id16)
+        profiles = ids.split(packed)
+        return (
+            b"".join(profiles[at] for at in left),
+            [numbers[at] for at in left],
+            [rows[at] for at in left],
+            refused,
+        )
+
     async def _learn(self, env: Environment, wanted: list[bytes]) -> None:
         """Find the numbers of groups that are not remembered."""
         now = time.monotonic()
         if self._numbers_of is not env or now - self._learned_at >= REMEMBERED_SECONDS:
             self._numbers.clear()
+            self._dynamic.clear()
+            self._told.clear()
             self._numbers_of, self._learned_at = env, now
         missing = [id16 for id16 in set(wanted) if id16 not in self._numbers]
         if len(self._numbers) + len(missing) > NUMBERS:
             self._numbers.clear()
+            self._dynamic.clear()
             missing = list(set(wanted))
         found = await self._store.transfer.find_numbers(env, b"".join(missing))
-        for id16, number in zip(missing, found, strict=True):
-            if number is not None:
-                self._numbers[id16] = number
+        learned = {
+            id16: number for id16, number in zip(missing, found, strict=True) if number is not None
+        }
+        dynamic = await self._store.transfer.find_dynamic(env, list(learned.values()))
+        self._numbers |= learned
+        self._dynamic.update(id16 for id16, number in learned.items() if number in dynamic)
 
 
 def _definition(record: DefinitionRecord) -> Definition:
@@ -288,12 +352,32 @@ def _new(record: GroupRecord) -> NewGroup:
         custom_id=record.custom_id,
         membership_type=record.membership_type,
         created_at_us=record.created_at_us,
+        created_by=_given(record.created_by),
+        modified_by=_given(record.modified_by),
+        rule_tree=record.tree,
     )
 
 
+def _given(author: str | UnsetType) -> str | None:
+    return None if author is UNSET else author
+
+
+_COMPARED = (
+    "id", "name", "is_active", "description", "attributes", "custom_id", "membership_type",
+    "created_at_us", "created_by",
+)  # fmt: skip
+
+
 def _same(group: Group, record: GroupRecord) -> bool:
+    """Whether a group that is there is the one of a file, whoever changed it last."""
     new = _new(record)
-    return all(getattr(group, name) == getattr(new, name) for name in NewGroup.__struct_fields__)
+    if any(getattr(group, name) != getattr(new, name) for name in _COMPARED):
+        return False
+    if new.rule_tree is None:
+        return True
+    leaves = {each: (ids.text(_id16(each)), 0) for each in new.rule_tree.groups}
+    shown = new.rule_tree.bound(group.number, group.rules_version, leaves).shown
+    return bytes(written(shown)) == bytes(written(group.rule_tree))
 
 
 def _custom_id_taken(record: GroupRecord) -> str:

@@ -24,6 +24,17 @@ from service.verify.look_behind import (
     look_stale,
 )
 from service.verify.look_derived import look_facts, look_instances, look_listed
+from service.verify.look_dynamic import (
+    look_changed,
+    look_due,
+    look_dynamic,
+    look_named,
+    look_noted,
+    look_ruled,
+    look_trees,
+    look_turnover,
+    look_unsettled,
+)
 from service.verify.look_groups import (
     look_counters,
     look_documents,
@@ -43,6 +54,7 @@ from service.verify.look_profiles import (
 )
 from service.verify.look_registry import look_foreign, look_keys, look_registry
 from service.verify.look_rules import look_rules
+from service.verify.look_settled import look_recordless, look_subjects
 from service.verify.mend import mend
 
 if TYPE_CHECKING:
@@ -108,12 +120,24 @@ LOOKS: dict[str, Look] = {
     "stale": look_stale,
     "ended": look_ended,
     "requests": look_requests,
+    "tree": look_trees,
+    "ruled": look_ruled,
+    "named": look_named,
+    "noted": look_noted,
+    "dynamic": look_dynamic,
+    "unsettled": look_unsettled,
+    "changed": look_changed,
+    "due": look_due,
+    "turnover": look_turnover,
+    "subject": look_subjects,
+    "recordless": look_recordless,
 }
 """How units of each kind are looked at."""
 BY_NAME = {
     "group": "group", "m": "m", "g": "g", "profile": "record", "attributes": "attributes",
     "identities": "listing", "identity": "bucket", "instances": "listed", "instance": "instance",
     "contributors": "instance", "formers": "instance", "index": "indexed", "requests": "requests",
+    "changed": "changed", "turnover": "turnover",
 }  # fmt: skip
 """Kinds of keys that are units by what their name ends in -> kind of unit."""
 BY_KEY = {
@@ -122,11 +146,20 @@ BY_KEY = {
     "inactive_attribute": "index", "group_ids": "ids", "group_custom_ids": "ids",
     "intents": "intents", "deleting": "intents", "numbers": "counter", "version": "counter",
     "reserved": "reserved", "erasing": "erasing", "dirty": "dirty", "stale": "stale",
-    "ended": "ended",
+    "ended": "ended", "unsettled": "unsettled", "due": "due", "dynamic": "dynamic",
 }  # fmt: skip
 """Kinds of keys that are units by all that follows their tag -> kind of unit."""
-OF_RULES = frozenset({"rules", "watch", "installing", "weekly", "jobs"})
+FURTHER = {"attributes": "facts", "group": "tree", "profile": "subject", "m": "recordless"}
+"""Kinds of keys that are units of another kind, too."""
+OF_RULES = frozenset({"rules", "watch", "installing", "weekly", "jobs", "built", "named"})
 """Kinds of keys that are looked at together, once for an application."""
+
+
+OF_PROFILES = frozenset({
+    "m", "record", "listing", "attributes", "facts", "listed", "requests", "changed", "subject",
+    "recordless",
+})  # fmt: skip
+"""Kinds of units that are named by a mixed id."""
 
 
 async def verify(store: Store, progress: Progress | None = None) -> Report:
@@ -196,8 +229,7 @@ async def examine(store: Store, progress: Progress | None = None) -> Examined:
 
 async def _again(census: Census, findings: list[Finding]) -> list[Finding]:
     """Of what was found wrong, what is so still."""
-    census.groups.clear()
-    census.books.clear()
+    census.forget()
     suspects: dict[tuple[str, bytes], set[bytes]] = {}
     for each in findings:
         suspects.setdefault((each.unit.kind, each.unit.tag), set()).add(each.unit.name)
@@ -230,7 +262,7 @@ async def look(census: Census, kind: str, tag: bytes, names: list[bytes]) -> lis
 
 
 def _named(census: Census, kind: str, tag: bytes, name: bytes) -> str:
-    if kind in {"m", "record", "listing", "attributes", "facts", "listed", "requests"}:
+    if kind in OF_PROFILES:
         return census.profile(tag, name)
     return name.hex() if kind == "instance" else shown(name)
 
@@ -327,13 +359,14 @@ class _Walk:
         elif key.kind in OF_RULES:
             place = self.census.places[tag]
             self._homes.add(tag if place.partition is None else place.env.rules_home)
-        if key.kind == "attributes":
-            self.await_look("facts", tag, key.rest)
+        if key.kind in FURTHER:
+            self.await_look(FURTHER[key.kind], tag, key.rest)
 
     async def look_at_rules(self) -> None:
         """Look at the rules of applications that have any, each once."""
         for home in self._homes:
-            self.await_look("rules", home, b"")
+            for kind in ("rules", "ruled", "named", "noted"):
+                self.await_look(kind, home, b"")
         await self.flush(1)
 
     async def look_at_groups(self) -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from service.connection import Connection
     from service.groups import GroupDocument
+    from service.rules import Rule
     from service.store import Store
+    from service.verify.look_dynamic import Rulebook
     from service.verify.look_rules import Book
 
     Part = bytes | str | int
@@ -76,6 +78,10 @@ class Census:
         """Documents read lately, for indexes."""
         self.books: dict[bytes, Book] = {}
         """What is known of the rules of applications, by the tag of the directory that has them."""
+        self.rulebooks: dict[bytes, Rulebook] = {}
+        """The rules of their dynamic groups, likewise."""
+        self.rules: dict[tuple[bytes, int], tuple[GroupDocument, Rule]] = {}
+        """Rules made of documents, by the tag of the directory and the group's number."""
         self.foreign: dict[bytes, int] = {}
         """Keys below tags that nobody owns."""
 
@@ -127,6 +133,12 @@ class Census:
             return shown(mixed)
         return ids.text(self.places[tag].env.mixer.unmix(mixed))
 
+    def forget(self) -> None:
+        """Read directories again from now on."""
+        self.groups.clear()
+        self.books.clear()
+        self.rulebooks.clear()
+
     def label(self, tag: bytes) -> str:
         """Name the environment of a tag: client id and name."""
         return self.places[tag].label
@@ -138,7 +150,7 @@ def decoded(decoder: msgspec.json.Decoder[T], raw: bytes | None) -> T | None:
         return None
     try:
         return decoder.decode(raw)
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
         return None
 
 

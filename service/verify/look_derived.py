@@ -437,9 +437,10 @@ class _Looked:
         if in_force is None or header is None or not header.ordered:
             return []
         definition = in_force.by_number.get(number)
-        if rules != in_force.version or definition is None:
-            if not self._book.settled:
-                return []
+        if not self._book.settled and (definition is None or rules != in_force.version):
+            return []
+        # A change of dynamic groups alone raises the version, too, and no instance follows that.
+        if definition is None or not _newest(definition) <= rules <= in_force.version:
             said = (
                 "belongs to no definition"
                 if definition is None
@@ -486,6 +487,11 @@ class _Looked:
     def _finding(self, what: str, about: bytes, said: str) -> Finding:
         text = f"{self._census.label(self._tag)}: instance {self.iid.hex()} {said}"
         return Finding(self._unit, what, about, text)
+
+
+def _newest(definition: Definition) -> int:
+    """Give the version of the rules at which a definition became what it is."""
+    return max([definition.number, *(each.since for each in definition.attributes)])
 
 
 def _text(raw: bytes | None) -> str | None:

@@ -7,6 +7,7 @@ the counter, or gone and not being swept.
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 CACHED = 20_000
 """Documents that a run remembers while it looks at indexes."""
 TRIES = 5
-_DOCUMENT = msgspec.json.Decoder(GroupDocument)
+_DOCUMENT = msgspec.json.Decoder(GroupDocument, float_hook=Decimal)
+"""Numbers of a rule tree are what they were given as."""
 _STATES = (b"a", b"i", b"d", b"g")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from service import ids, keys
 from service.verify.findings import STEP, Finding, Unit, numbered, shown, whole
@@ -27,12 +27,15 @@ async def look_memberships(census: Census, tag: bytes, names: list[bytes]) -> li
     while left:
         done, cursor, *wrong = await census.call(
             "verify_memberships",
-            [keys.key(tag, "shape"), keys.key(tag, "erasing")],
+            [keys.key(tag, "shape"), keys.key(tag, "erasing"), keys.key(tag, "dynamic")],
             [cursor, LOOKED, b"".join(left)],
         )
         for mixed, what, about in zip(wrong[::3], wrong[1::3], wrong[2::3], strict=True):
+            if what == b"large":
+                found += await _look_derived(census, tag, mixed)
+                continue
             who = f"{place.label}: profile {census.profile(tag, mixed)}"
-            text = f"{who} {_MEMBERSHIPS[what].format(numbered(about))}"
+            text = f"{who} {_MEMBERSHIPS[what].format(_said(about))}"
             found.append(Finding(Unit("m", tag, mixed), what.decode(), about, text))
         left = left[done:]
     count = len(place.env.partitions)
@@ -50,11 +53,48 @@ async def look_memberships(census: Census, tag: bytes, names: list[bytes]) -> li
     return found
 
 
+class Derived(NamedTuple):
+    """How many fields a profile's memberships have, its `d` as held, how many are derived."""
+
+    size: int
+    said: bytes
+    derived: int
+
+
+async def derived(census: Census, tag: bytes, mixed: bytes) -> Derived:
+    """Count the memberships of a profile that are in dynamic groups, in steps."""
+    key = keys.memberships(tag, mixed)
+    size = await census.connection.command(key, "HLEN", key)
+    said = await census.connection.command(key, "HGET", key, "d") or b""
+    fields: set[bytes] = set()
+    noted = keys.key(tag, "dynamic")
+    async for step in census.walk(key, "HSCAN"):
+        numbers = [each for each in step[::2] if whole(each)]
+        if numbers:
+            flags = await census.connection.command(noted, "SMISMEMBER", noted, *numbers)
+            fields.update(each for each, flag in zip(numbers, flags, strict=True) if flag)
+    return Derived(int(size), said, len(fields))
+
+
+async def _look_derived(census: Census, tag: bytes, mixed: bytes) -> list[Finding]:
+    """Look at `d` of a profile whose memberships are too many for one script."""
+    counted = await derived(census, tag, mixed)
+    if counted.said == (b"%d" % counted.derived if counted.derived else b""):
+        return []
+    who = f"{census.label(tag)}: profile {census.profile(tag, mixed)}"
+    text = f"{who} {_MEMBERSHIPS[b'derived'].format(_said(counted.said))}"
+    return [Finding(Unit("m", tag, mixed), "derived", counted.said, text)]
+
+
+def _said(about: bytes) -> str:
+    return numbered(about) if about else "no"
+
+
 _MEMBERSHIPS = {
     b"missing": "is a member of group {}, and stands in no segment of it",
     b"field": "has a membership {}, which is no group",
     b"joined": "is a member of group {}, since no time at all",
-    b"derived": "has {} derived memberships, which cannot be",
+    b"derived": "has {} derived memberships, as it says, and that is not how many there are",
     b"outside": "is known, and not in group 0 (static memberships or a record)",
     b"inside": "is in group 0 without a static membership or a record",
 }

@@ -26,9 +26,9 @@ _SIGNING_KEY = msgspec.json.Decoder(SigningKey)
 _ZSETS = frozenset({
     "groups", "inactive", "group_names", "group_types", "attribute", "inactive_names",
     "inactive_types", "inactive_attribute", "intents", "deleting", "g", "reserved", "dirty", "due",
-    "stale", "ended", "contributors", "formers", "index", "requests",
+    "stale", "ended", "contributors", "formers", "index", "requests", "unsettled",
 })  # fmt: skip
-_SETS = frozenset({"erasing", "watch"})
+_SETS = frozenset({"erasing", "watch", "named", "changed", "dynamic"})
 _STRINGS = frozenset({"format", "version", "fence", "rules", "allowance", "installing", "weekly"})
 
 

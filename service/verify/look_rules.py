@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service import keys
 from service.grouping import AGGREGATIONS, Rules
@@ -38,11 +38,14 @@ class Book:
     `is_going`: the application is being deleted.
     """
 
-    def __init__(self, held: list[bytes | None], *, is_going: bool = False) -> None:
+    def __init__(self, held: list[Any], *, is_going: bool = False) -> None:
         """Take what `verify_rules` answers."""
         self.is_going = is_going
-        self.raw, self.installing, self.weekly = held[:3]
-        self.jobs = dict(zip(held[3::2], held[4::2], strict=True))
+        self.raw: bytes | None = held[0]
+        self.installing: bytes | None = held[1]
+        self.weekly: bytes | None = held[2]
+        self.jobs: dict[bytes, bytes] = dict(zip(held[3][::2], held[3][1::2], strict=True))
+        self.built: dict[bytes, bytes] = dict(zip(held[4][::2], held[4][1::2], strict=True))
 
     @cached_property
     def rules(self) -> Rules | None:
@@ -52,8 +55,31 @@ class Book:
     @cached_property
     def open_jobs(self) -> list[Job]:
         """Jobs that wait or run."""
+        return [job for job in self._readable_jobs if not job.is_over]
+
+    @cached_property
+    def _readable_jobs(self) -> list[Job]:
         found = [readable_job(raw) for raw in self.jobs.values()]
-        return [job for job in found if job is not None and not job.is_over]
+        return [job for job in found if job is not None]
+
+    @cached_property
+    def walks(self) -> list[Job]:
+        """Jobs that wait or run, and walk over profiles: all but those that save a query."""
+        return [job for job in self.open_jobs if not job.is_save]
+
+    @cached_property
+    def has_failed(self) -> bool:
+        """Whether a job failed that is remembered: what it was to build is tried again hourly."""
+        return any(job.state == "failed" and not job.is_save for job in self._readable_jobs)
+
+    @cached_property
+    def is_walking_all(self) -> bool:
+        """Whether a job that looks at everybody by everything waits or runs."""
+        wanted, done = (whole(self.built.get(name)) or 0 for name in (b"wanted", b"whole"))
+        return any(
+            job.whole if job.decided else wanted > done or (job.whole and not wanted)
+            for job in self.walks
+        )
 
     @cached_property
     def why_behind(self) -> str | None:
@@ -69,7 +95,7 @@ class Book:
             return "its users are grouped on Mondays"
         if self.installing is not None:
             return "its partitions are being told of new rules"
-        if self.open_jobs:
+        if self.is_walking_all:
             return "a job waits or runs"
         return None
 
@@ -100,7 +126,8 @@ async def book(census: Census, tag: bytes) -> Book:
     home = census.places[tag].env.rules_home
     held = census.books.get(home)
     if held is None:
-        declared = [keys.key(home, kind) for kind in ("rules", "installing", "weekly", "jobs")]
+        kinds = ("rules", "installing", "weekly", "jobs", "built")
+        declared = [keys.key(home, kind) for kind in kinds]
         answer = await census.call("verify_rules", declared, [])
         held = census.books[home] = Book(answer, is_going=_is_going(census, home))
     return held
@@ -147,6 +174,7 @@ async def look_rules(census: Census, tag: bytes, names: list[bytes]) -> list[Fin
         text = f"{census.label(tag)}: has definitions or jobs of its own, those of {label} count"
         return [Finding(Unit("rules", tag, names[0]), "misplaced", b"", text)]
     census.books.pop(home, None)
+    census.rulebooks.pop(home, None)
     known = await book(census, home)
     if known.is_going:
         # Directory and partitions are cleared one after another.
@@ -215,12 +243,28 @@ def _wrong_watch(known: Book, rules: Rules, watch: Watch) -> str | None:
 def _wrong_jobs(known: Book) -> Iterator[Wrong]:
     for name, raw in known.jobs.items():
         job = readable_job(raw)
-        if name is None or job is None or job.id.encode() != name:
-            yield "job", name or b"", f"job {shown(name or b'')} is none"
+        if job is None or job.id.encode() != name:
+            yield "job", name, f"job {shown(name)} is none"
+        elif _is_odd(job):
+            yield "job", name, f"job {job.id} is to do what no job does"
     for state in ("queued", "running"):
-        jobs = [job for job in known.open_jobs if job.state == state]
+        # Of those that save a query several may wait.
+        jobs = [
+            job
+            for job in known.open_jobs
+            if job.state == state and (state == "running" or not job.is_save)
+        ]
         for job in jobs[1:]:
             yield "job", job.id.encode(), f"job {job.id} is {state} beside {jobs[0].id}"
+
+
+def _is_odd(job: Job) -> bool:
+    """Whether a job is to save no group, or builds groups that cannot be, or beside everything."""
+    if job.is_save:
+        return job.group < 1 or job.whole or bool(job.groups)
+    if job.group or job.position or min(job.groups, default=1) < 1:
+        return True
+    return bool(job.groups) and (job.whole or not job.decided)
 
 
 def _wrong_monday(known: Book) -> Iterator[Wrong]:

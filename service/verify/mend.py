@@ -22,6 +22,17 @@ from service.verify.mend_derived import (
     mend_requests,
     mend_rules,
 )
+from service.verify.mend_dynamic import (
+    mend_changed,
+    mend_dynamic,
+    mend_named,
+    mend_noted,
+    mend_ruled,
+    mend_subjects,
+    mend_trees,
+    mend_turnover,
+    mend_unsettled,
+)
 from service.verify.mend_groups import (
     mend_counters,
     mend_groups,
@@ -119,6 +130,8 @@ MENDERS: dict[str, Mend] = {
     "number": mend_numbers,
     "index": mend_indexes,
     "ids": mend_ids,
+    "dynamic": mend_dynamic,
+    "noted": mend_noted,
     "m": mend_memberships,
     "record": mend_records,
     "listing": mend_facts,
@@ -126,14 +139,23 @@ MENDERS: dict[str, Mend] = {
     "reserved": mend_reserved,
     "bucket": mend_buckets,
     "rules": mend_rules,
+    "tree": mend_trees,
+    "ruled": mend_ruled,
+    "named": mend_named,
     "requests": mend_requests,
     "ended": mend_entries,
     "dirty": mend_entries,
     "stale": mend_entries,
+    "due": mend_entries,
+    "turnover": mend_turnover,
+    "unsettled": mend_unsettled,
+    "changed": mend_changed,
     "indexed": mend_entries,
     "instance": mend_instances,
     "listed": mend_listed,
     "facts": mend_listed,
+    "subject": mend_subjects,
+    "recordless": mend_subjects,
 }
 """Menders by kind of unit, in the order in which they have to run."""
 

@@ -17,6 +17,8 @@ from service.attributes import KEPT_SECONDS
 from service.environment import as_application
 from service.errors import ScriptFailed
 from service.grouping import AGGREGATIONS, Definition, Rules
+from service.store_definitions import DefinitionStore
+from service.store_group_directory import GroupDirectory
 from service.store_jobs import new_job
 from service.verify.findings import by_name, in_steps, now_us, shown, whole
 from service.verify.look_derived import instances
@@ -37,7 +39,7 @@ async def mend_rules(census: Census, tag: bytes, findings: list[Finding]) -> lis
     label = census.label(tag)
     what = {each.what for each in findings}
     if "misplaced" in what:
-        for kind in ("rules", "jobs", "installing", "weekly"):
+        for kind in ("rules", "jobs", "installing", "weekly", "built"):
             await _drop(census, tag, keys.key(tag, kind))
         return [f"{label}: dropped definitions and jobs, which belong to production"]
     done = []
@@ -52,14 +54,14 @@ async def mend_rules(census: Census, tag: bytes, findings: list[Finding]) -> lis
     if what & {"definition", "ahead"}:
         done += await _mend_document(census, tag)
     if what & {"document", "definition", "ahead", "installing", "watch"}:
-        version = await _install(census, tag)
+        version = await install(census, tag)
         done.append(f"{label}: every partition told of version {version} of the rules")
     jobs = sorted(each.about for each in findings if each.what == "job")
     for name in jobs:
         await _forget(census, keys.key(tag, "jobs"), name, "hash")
         done.append(f"{label}: dropped job {shown(name)}")
     if jobs:
-        job = await census.store.jobs.queue_job(_application(census, tag))
+        job = await census.store.jobs.queue_job(application_of(census, tag))
         done.append(f"{label}: job {job.id} walks all profiles")
     return done
 
@@ -74,34 +76,51 @@ async def _mend_document(census: Census, home: bytes) -> list[str]:
         attributes = tuple(one for one in each.attributes if one.type in AGGREGATIONS)
         if all(each.id != one.id and each.number != one.number for one in fit):
             fit.append(replace(each, attributes=attributes))
-    named = [known.rules.version]
-    for each in fit:
-        named += [each.number, *(one.since for one in each.attributes)]
-    now = now_us()
-    rules = replace(known.rules, version=max(max(named) + 1, now), definitions=tuple(fit))
-    job = new_job("rules", now)
-    await census.call(
-        "replace_rules",
-        [keys.key(home, kind) for kind in ("rules", "installing", "jobs", "weekly")],
-        [
-            known.raw or b"",
-            msgspec.json.encode(rules),
-            rules.version,
-            "" if rules.weekly and rules.definitions else job.id,
-            msgspec.json.encode(job),
-            "",
-        ],
-    )
-    census.books.pop(home, None)
+    await write_rules(census, home, replace(known.rules, definitions=tuple(fit)))
     dropped = len(known.rules.definitions) - len(fit)
     return [f"{census.label(home)}: wrote the rules anew, without {dropped} definitions"]
 
 
-async def _install(census: Census, home: bytes) -> int:
-    """Tell every partition of the rules: anew where one is ahead, or watches the wrong names."""
+async def write_rules(census: Census, home: bytes, rules: Rules) -> None:
+    """Write rules of an application, under a version that is above all they name.
+
+    Everybody is looked at again by them, in a weekly application by rule trees alone.
+    """
+    known = await book(census, home)
+    named = [rules.version, *(each.version for each in rules.dynamic)]
+    for each in rules.definitions:
+        named += [each.number, *(one.since for one in each.attributes)]
+    now = now_us()
+    version = max(max(named) + 1, now)
+    # Everybody is looked at again, whatever partitions were told.
+    rules = replace(rules, version=version, before=version - 1)
+    is_whole = not (rules.weekly and rules.definitions)
+    job = new_job("rules", now, whole=is_whole)
+    await census.call(
+        "replace_rules",
+        [keys.key(home, kind) for kind in ("rules", "installing", "jobs", "built", "weekly")],
+        [
+            known.raw or b"",
+            msgspec.json.encode(rules),
+            rules.version,
+            job.id if is_whole or rules.dynamic else "",
+            msgspec.json.encode(job),
+            int(is_whole),
+            "",
+            1,
+        ],
+    )
+    census.forget()
+
+
+async def install(census: Census, home: bytes, *, anew: bool = False) -> int:
+    """Tell every partition of the rules, under a higher version where one is ahead of them.
+
+    So, too, where one watches the wrong names, or all of it is to be told `anew`.
+    """
     known = await book(census, home)
     rules = known.rules or Rules()
-    above = 0
+    above = rules.version + 1 if anew else 0
     for env in environments(census, home):
         for tag, watch in (await watches(census, env)).items():
             version = whole(watch.version) if watch.version is not None else 0
@@ -113,14 +132,19 @@ async def _install(census: Census, home: bytes) -> int:
                 name.encode() for name in rules.watched
             }:
                 above = max(above, version + 1)
-    application = _application(census, home)
+    application = application_of(census, home)
+    store = census.store
+    # One that remembers nothing: who was told before is told no more than the difference.
+    definitions = DefinitionStore(
+        store.connection, store.registry, GroupDirectory(store.connection, store.cache)
+    )
     if above:
-        await census.store.definitions.reload(application.production, above)
-    census.books.pop(home, None)
-    return (await census.store.definitions.install(application)).version
+        await definitions.reload(application.production, above)
+    census.forget()
+    return (await definitions.install(application)).version
 
 
-def _application(census: Census, home: bytes) -> Application:
+def application_of(census: Census, home: bytes) -> Application:
     """Give the application whose rules are kept in a directory."""
     number, document = next(
         (number, document)

@@ -13,6 +13,7 @@ from service import keys
 from service.errors import Erasing
 from service.verify.findings import STEP, in_steps, now_us, numbered, shown
 from service.verify.look_groups import known
+from service.verify.look_members import derived
 
 if TYPE_CHECKING:
     from service.verify.findings import Census, Finding
@@ -138,21 +139,12 @@ async def _existing(census: Census, tag: bytes, numbers: set[bytes]) -> set[byte
 
 async def _mend_derived(census: Census, tag: bytes, findings: list[Finding]) -> list[str]:
     done = []
-    directory = census.places[tag].env.directory
     for mixed in sorted({each.unit.name for each in findings if each.what == "derived"}):
-        key = keys.memberships(tag, mixed)
-        dynamic: list[bytes] = []
-        async for step in census.walk(key, "HSCAN"):
-            numbers = [each for each in step[::2] if each.isdigit()]
-            groups = await known(census, directory, numbers)
-            dynamic += [
-                number
-                for number, group in zip(numbers, groups, strict=True)
-                if group.document is not None and group.document.membership_type == "dynamic"
-            ]
-        derived = await census.call("mend_derived", [key], dynamic)
-        who = f"{census.label(tag)}: profile {census.profile(tag, mixed)}"
-        done.append(f"{who}: the number of derived memberships set to {derived}")
+        size, said, counted = await derived(census, tag, mixed)
+        declared = [keys.memberships(tag, mixed)]
+        if await census.call("mend_derived", declared, [size, said, counted]):
+            who = f"{census.label(tag)}: profile {census.profile(tag, mixed)}"
+            done.append(f"{who}: the number of derived memberships set to {counted}")
     return done
 
 

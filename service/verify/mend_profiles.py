@@ -207,7 +207,7 @@ async def _list(census: Census, tag: bytes, mixed: bytes, field: bytes) -> None:
     if identity is None or held is None or owner(held) is None or held[: ids.SIZE] != mixed:
         return
     kind, value = identity
-    since = await census.call(
+    since, _ = await census.call(
         "confirm_identity",
         [
             keys.of_profile(tag, "profile", mixed),

@@ -114,6 +114,47 @@ const scenarios = {
     };
   },
 
+  // The rule tree is the one of LiveLike's documents, with its commas mended.
+  async dynamic() {
+    const request = await asAdmin();
+    const path = `${application}/profile-groups/`;
+    const comments = { attribute: 'total_comments_posted', condition: 'greater_than', value: 10 };
+    const commented = { attribute: 'has_ever_commented', condition: 'is', value: true };
+    const any = { operator: 'OR', children: [comments, commented] };
+    const rule_tree = { operator: 'AND', children: [any] };
+    const data = { name: 'Commenters', membership_type: 'dynamic', rule_tree };
+    const made = await request.post({ path, auth, data });
+    const one = `${path}${made.id}/`;
+    const people = [];
+    for (const [key, value] of [['total_comments_posted', '11'], ['has_ever_commented', 'TRUE']]) {
+      const person = await LiveLike.createUserProfile({});
+      const attributes = [{ key, value }];
+      const profile = `/profiles/${person.id}/?client_id=${clientId}`;
+      await request.patch({ path: profile, auth, data: { attributes } });
+      people.push(person.id);
+    }
+    const profile_ids = [crypto.randomUUID()];
+    const isDynamic = { queryParams: { membership_type: 'dynamic' } };
+    return {
+      rule_tree,
+      made,
+      people,
+      members: await request.get({ path: `${one}members/`, auth }),
+      groupsOfOne: await request.get({
+        path: `${application}/profiles/${people[0]}/profile-groups/`,
+        auth,
+      }),
+      listed: await request.get({ path, auth, ...isDynamic }),
+      added: await outcome(
+        request.post({ path: `${one}members/`, auth, data: { profile_ids } }),
+      ),
+      changed: await request.patch({ path: one, auth, data: { rule_tree: comments } }),
+      malformed: await outcome(
+        request.patch({ path: one, auth, data: { rule_tree: { operator: 'AND', children: [] } } }),
+      ),
+    };
+  },
+
   async create() {
     const request = await asAdmin();
     return request.post({ path: `${application}/profile-groups/`, auth, data: { name: 'Group' } });
