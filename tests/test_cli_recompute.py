@@ -116,7 +116,7 @@ def test_where_no_worker_runs_it_says_so_and_still_waits(working, monkeypatch):
 
 
 def test_a_job_that_fails_is_exit_1(working, monkeypatch):
-    async def fail(*args: object) -> None:
+    async def fail(*args: object, **kwargs: object) -> None:
         raise ScriptFailed("broken")
 
     monkeypatch.setattr("service.store_derivation.DerivationStore.derive_profiles", fail)
