@@ -82,7 +82,10 @@ class QueryBody(msgspec.Struct, forbid_unknown_fields=True):
 
     query: Query
     page_size: (
-        Annotated[int, Meta(ge=1, le=PAGE_SIZE_LIMIT, description="Rows of a page.")] | UnsetType
+        Annotated[int, Meta(ge=1, le=PAGE_SIZE_LIMIT, description="Rows of a page.")]
+        # In JSON 20.0 is an integer, too.
+        | Annotated[float, Meta(ge=1, le=PAGE_SIZE_LIMIT, multiple_of=1)]
+        | UnsetType
     ) = UNSET
     fields: (
         Annotated[str, Meta(description="Names of fields, with commas: only these are given.")]
@@ -131,7 +134,7 @@ class Queries(Resource):
             return await _save(call, body, body.save_as, tree, query)
         fields = None if body.fields is UNSET else chosen(body.fields, MatchBody)
         named = fields is None or not {"nickname", "custom_id"}.isdisjoint(fields)
-        size = PAGE_SIZE if body.page_size is UNSET else body.page_size
+        size = PAGE_SIZE if body.page_size is UNSET else int(body.page_size)
         store = call.store.queries
 
         async def read(bound: Bound) -> tuple[Walk, Page[QueryRow]]:

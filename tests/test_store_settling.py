@@ -1104,7 +1104,7 @@ async def test_calls_for_who_and_what_is_gone_end_by_themselves(store, applicati
 async def test_more_calls_than_a_look_has_time_for_are_taken_in_the_next(
     store, application, env, monkeypatch
 ):
-    monkeypatch.setattr(store_settling, "TAKE", 3)
+    monkeypatch.setattr(store_settling, "TAKE", 2)
     at = now_us() - DAY_US
     store.settling.clock = lambda: at
     number = await audience(store, env, RECENT)
@@ -1117,7 +1117,7 @@ async def test_more_calls_than_a_look_has_time_for_are_taken_in_the_next(
     while taken < 20:
         store.settling.interrupted.clear()
         some = await store.settling.turn_due(env, at, budget_seconds=0)
-        assert 0 < some <= 3 * len(env.partitions)
+        assert 0 < some <= 2 * len(env.partitions)
         taken += some
         looks += 1
     await store.settling.turn_due(env, at, budget_seconds=0)
