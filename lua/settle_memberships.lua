@@ -16,7 +16,7 @@ ARGV[4]    ttl       integer  seconds that the turnover of the hour is kept
 ARGV[5]    groups    integer  how many numbers of groups follow; -1: all static ones
 ARGV[6]    definitions  integer  how many numbers of definitions follow
 ARGV[7..]  the groups and the definitions; then rows, as `change_memberships` takes them, of
-           which at most 100 change
+           which at most 30 change
 Computed   <tag>:profile:<id>, <tag>:instances:<id>, <tag>:m:<id>, <tag>:changed:<id>,
            <tag>:g:<group>:<depth>:<prefix>, <tag>:count, <tag>:shape, <tag>:dynamic,
            <tag>:turnover:<hour>

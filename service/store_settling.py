@@ -45,7 +45,7 @@ WALK = 75
 """Profiles that are walked over together, while others are."""
 BULK = 100
 """Above so many profiles it is bulk work, which leaves room for others."""
-WRITE = 80
+WRITE = 40
 """What one script writes, in memberships and profiles: 40 that join a group take 0.9 ms."""
 WRITE_BYTES = 262_144
 HINT = 300
