@@ -143,11 +143,13 @@ class Bench:
         self.built(last)
         path = str(self._client.base_url).replace("applications/bench/", "profiles/c0/")
         took: dict[int, list[float]] = {many: [] for many in RULES}
+        held = {f"a{many}": "0" for many in RULES}
         for turn in range(times):
             for many in RULES:
-                # The 0th turns nothing, each other one turns half of the rules.
-                value = str(many if turn % 2 else many // 2)
-                body = {"attributes": [{"key": f"a{many}", "value": value}]}
+                # The 0th turns nothing, each other one turns half of the rules. All are sent, for
+                # they replace what is there.
+                held[f"a{many}"] = str(many + 1 if turn % 2 else many // 2)
+                body = {"attributes": [{"key": key, "value": held[key]} for key in held]}
                 began = time.perf_counter()
                 self.call("PATCH", f"{path}?client_id=bench", body)
                 took[many].append(time.perf_counter() - began)
