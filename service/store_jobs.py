@@ -88,7 +88,7 @@ TRIES = 20
 """How often the end of a job is noted again while rules change."""
 KEPT = 100
 """Jobs that ended and are remembered, the latest."""
-BUILT = 250
+BUILT = 60
 """Groups that one script notes as built: 1 ms."""
 RULES = 50
 """So many rules take as long for a profile as what follows from one definition."""
