@@ -52,7 +52,7 @@ HINT = 300
 """Looks that a hint may cost each profile."""
 RULES = 100
 """Rules that a walk evaluates in one pass."""
-TAKE = 200
+TAKE = 100
 """Wake-up calls that one script takes."""
 TRIES = 20
 """How often profiles are begun anew, where others change them meanwhile."""
