@@ -34,8 +34,12 @@ class CatchingUp:
         kind: str,
         work: Work,
         budget_seconds: float | None,
+        interrupted: set[int],
     ) -> None:
-        """Take what does the work for some of them, and how long it may go on: None, to the end."""
+        """Take what does the work for some of them, and how long it may go on: None, to the end.
+
+        Where that runs out, so that more may be left, the environment is added to `interrupted`.
+        """
         self._connection = connection
         self._env = env
         self._kind = kind
@@ -44,8 +48,7 @@ class CatchingUp:
             float("inf") if budget_seconds is None else time.monotonic() + budget_seconds
         )
         self._failures: list[Exception] = []
-        self.interrupted = False
-        """Whether it ran out of its budget, so that more may be left."""
+        self._interrupted = interrupted
 
     async def catch_up(self, before_us: int) -> int:
         """Work on what has been behind since before a moment, partitions side by side. How many.
@@ -77,7 +80,7 @@ class CatchingUp:
                 if len(found) < PAGE and not fresh:
                     break
                 if time.monotonic() >= self._deadline:
-                    self.interrupted = True
+                    self._interrupted.add(self._env.number)
                     return done
         return done
 

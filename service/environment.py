@@ -5,12 +5,15 @@ Pure: no I/O. An `Environment` is what every method of the store takes first.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import msgspec
 from msgspec import Meta
 
 from service import ids, keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Settings(TypedDict, total=False):
@@ -109,6 +112,13 @@ class Environment:
     def home(self, mixed: bytes) -> bytes:
         """Give the tag of the partition that a profile lives in: h mod B."""
         return self.partitions[ids.head(mixed) % len(self.partitions)]
+
+    def by_home(self, mixed: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+        """Part profiles, or instances, by the tags of their partitions, in the order given."""
+        homes: dict[bytes, list[bytes]] = {}
+        for each in mixed:
+            homes.setdefault(self.home(each), []).append(each)
+        return homes
 
 
 class Application(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from service import keys, scripts
 from service.errors import Unavailable
-from service.store_groups import all_done
+from service.store_group_directory import all_done
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Iterator, Sequence
@@ -30,6 +30,12 @@ WRITE_BYTES = 262_144
 async def all_done_of(*calls: Awaitable[_T]) -> list[_T]:
     """Wait for all, as `all_done` does; one alone does without a task."""
     return [await calls[0]] if len(calls) == 1 else await all_done(*calls)
+
+
+def in_steps(parts: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    """Cut a sequence into pieces of a size."""
+    for start in range(0, len(parts), size):
+        yield parts[start : start + size]
 
 
 def by_home(env: Environment, rows: Iterable[Row], many: int) -> Iterator[tuple[bytes, list[Row]]]:

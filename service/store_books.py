@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service import keys, scripts
 from service.errors import Invalid, Unavailable
+from service.rows import in_steps
 from service.rules import Book, Rule, parse_tree
 from service.store_group_directory import all_done
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from service.connection import Connection
     from service.environment import Environment
@@ -180,7 +181,7 @@ class BookStore:
     async def _add_named(self, tag: bytes, version: int, names: Sequence[bytes]) -> int:
         """Add all names before the rules; the version that the partition knows, -1: begin anew."""
         known = 0
-        for at, part in enumerate(_parts(names)):
+        for at, part in enumerate(in_steps(names, NAMED)):
             known = int(
                 await self._connection.call(
                     scripts.load("add_named"),
@@ -197,7 +198,7 @@ class BookStore:
         key, cursor = keys.key(tag, "named"), b"0"
         while True:
             cursor, page = await self._connection.command(key, "SSCAN", key, cursor, "COUNT", NAMED)
-            for part in _parts([name for name in page if name not in named]):
+            for part in in_steps([name for name in page if name not in named], NAMED):
                 await self._connection.call(
                     scripts.load("drop_named"),
                     [keys.key(tag, "rules"), key, keys.none(tag)],
@@ -205,11 +206,6 @@ class BookStore:
                 )
             if cursor == b"0":
                 return
-
-
-def _parts(names: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(names), NAMED):
-        yield names[start : start + NAMED]
 
 
 def _rule(group: Group | None, version: int) -> Rule | None:

@@ -290,13 +290,10 @@ class DerivationStore:
                     facts[mixed] = facts_of(env, plan, row)
                 chunk = chunk[len(rows) :]
 
-        homes: dict[bytes, list[bytes]] = {}
-        for mixed in todo:
-            homes.setdefault(env.home(mixed), []).append(mixed)
         await all_done_of(
             *(
                 read(tag, within[start : start + many])
-                for tag, within in homes.items()
+                for tag, within in env.by_home(todo).items()
                 for start in range(0, len(within), many)
             )
         )
@@ -426,12 +423,8 @@ class DerivationStore:
     async def _catch_up(
         self, env: Environment, kind: str, before_us: int, work: Work, budget_seconds: float | None
     ) -> int:
-        behind = CatchingUp(self._connection, env, kind, work, budget_seconds)
-        try:
-            return await behind.catch_up(before_us)
-        finally:
-            if behind.interrupted:
-                self.interrupted.add(env.number)
+        behind = CatchingUp(self._connection, env, kind, work, budget_seconds, self.interrupted)
+        return await behind.catch_up(before_us)
 
     def _plan(self, env: Environment, rules: Rules) -> Plan:
         """Make rules ready for many profiles; the latest of each application are remembered."""

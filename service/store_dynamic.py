@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -20,11 +20,12 @@ from service.errors import Conflict, Invalid, NotFound
 from service.faults import fault
 from service.grouping import Ruled, Rules
 from service.groups import DYNAMIC_TYPE, Group, GroupDocument, GroupQuery, encode_tree
+from service.rows import in_steps
 from service.store_group_directory import all_done, id16
 from service.store_jobs import new_job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from service.connection import Connection
     from service.environment import Application, Environment
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from service.store_definitions import DefinitionStore
     from service.store_group_directory import GroupDirectory
     from service.store_jobs import Job, JobStore
-
-_Each = TypeVar("_Each")
 
 FIELD = "rule_tree"
 NAMED_AS = 5
@@ -309,7 +308,7 @@ class DynamicStore:
         hours = range(now, now - HOURS, -1)
         return {
             number: (gained, lost)
-            for part in _parts(numbers, TURNED)
+            for part in in_steps(numbers, TURNED)
             for number, gained, lost in await self._turned(env, hours, part)
         }
 
@@ -334,7 +333,7 @@ class DynamicStore:
         """Count the members of groups, whether they are active or not; 0: all profiles."""
         script = scripts.load("count_members")
         found = dict.fromkeys(numbers, 0)
-        for part in _parts(numbers, COUNTED):
+        for part in in_steps(numbers, COUNTED):
             counts = await all_done(
                 *(
                     self._connection.call(
@@ -356,7 +355,7 @@ class DynamicStore:
         key = keys.key(env.rules_home, "built")
         found: dict[int | bytes, int] = {}
         asked: list[int | bytes] = [b"wanted", b"whole", *numbers]
-        for part in _parts(asked, COUNTED):
+        for part in in_steps(asked, COUNTED):
             held = await self._connection.command(key, "HMGET", key, *part)
             found |= {number: int(each or 0) for number, each in zip(part, held, strict=True)}
         return found
@@ -401,11 +400,6 @@ def _is_same(document: GroupDocument, group: Group) -> bool:
     """Whether the tree of a document is that of a group: the same bytes, and the same groups."""
     trees = [encode_tree(each.rule_tree) for each in (document, group)]
     return trees[0] == trees[1] and document.leaf_groups == group.leaf_groups
-
-
-def _parts(numbers: Sequence[_Each], size: int) -> Iterator[Sequence[_Each]]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
 
 
 def _above(rules: Rules) -> int:

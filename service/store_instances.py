@@ -54,14 +54,11 @@ class InstanceStore:
         them; partitions side by side. One that keeps changing, and is over 8 MiB: Unavailable.
         `limit` is how many may count in most of them.
         """
-        homes: dict[bytes, list[bytes]] = {}
-        for iid in dict.fromkeys(iids):
-            homes.setdefault(env.home(iid), []).append(iid)
         found: dict[bytes, Instance | None] = {}
         await all_done(
             *(
                 self._read(tag, within[start : start + READ], found, limit, bulk=bulk)
-                for tag, within in homes.items()
+                for tag, within in env.by_home(dict.fromkeys(iids)).items()
                 for start in range(0, len(within), READ)
             )
         )

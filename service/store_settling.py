@@ -151,12 +151,10 @@ class SettlingStore:
         async def settle(mixed: list[bytes]) -> None:
             await self._settle_all(env, mixed, (), 0, bulk=True)
 
-        behind = CatchingUp(self._connection, env, "unsettled", settle, budget_seconds)
-        try:
-            return await behind.catch_up(before_us)
-        finally:
-            if behind.interrupted:
-                self.interrupted.add(env.number)
+        behind = CatchingUp(
+            self._connection, env, "unsettled", settle, budget_seconds, self.interrupted
+        )
+        return await behind.catch_up(before_us)
 
     async def turn_due(
         self, env: Environment, now_us: int, *, budget_seconds: float | None = None
@@ -248,10 +246,7 @@ class SettlingStore:
             return again
 
         left = await self._until_done(env, todo, walk)
-        homes: dict[bytes, list[bytes]] = {}
-        for each in left:
-            homes.setdefault(env.home(each), []).append(each)
-        for tag, within in homes.items():
+        for tag, within in env.by_home(left).items():
             await self._connection.call(
                 scripts.load("defer_rules"),
                 [keys.key(tag, "unsettled"), keys.none(tag)],

@@ -52,13 +52,10 @@ class SubjectStore:
                     found[one] = facts_of(plan, row)
                 chunk = chunk[len(rows) :]
 
-        homes: dict[bytes, list[bytes]] = {}
-        for one in mixed:
-            homes.setdefault(env.home(one), []).append(one)
         await all_done_of(
             *(
                 read(tag, within[start : start + many])
-                for tag, within in homes.items()
+                for tag, within in env.by_home(mixed).items()
                 for start in range(0, len(within), many)
             )
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from service import ids, keys, scripts
+from service import ids, keys, rows, scripts
 from service.environment import ApplicationDocument, Environment
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def decoded(decoder: msgspec.json.Decoder[T], raw: bytes | None) -> T | None:
 
 def in_steps(parts: Sequence[T], size: int = STEP) -> Iterator[Sequence[T]]:
     """Cut a sequence into pieces of a size."""
-    for start in range(0, len(parts), size):
-        yield parts[start : start + size]
+    return rows.in_steps(parts, size)
 
 
 def whole(raw: bytes | None) -> int | None:

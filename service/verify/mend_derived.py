@@ -186,10 +186,7 @@ async def _derive(census: Census, tag: bytes, mixed: Iterable[bytes]) -> None:
 async def _defer(census: Census, tag: bytes, mixed: Iterable[bytes]) -> None:
     """Mark profiles of an environment as behind."""
     env = census.places[tag].env
-    homes: dict[bytes, list[bytes]] = {}
-    for each in sorted(set(mixed)):
-        homes.setdefault(env.home(each), []).append(each)
-    for home, within in homes.items():
+    for home, within in env.by_home(sorted(set(mixed))).items():
         for step in in_steps(within):
             await census.call("defer_profiles", [keys.key(home, "dirty")], [now_us(), *step])
 
@@ -244,10 +241,7 @@ async def _relist(census: Census, tag: bytes, iid: bytes, wrong: list[Finding]) 
         return []
     env = census.places[tag].env
     number = await _number(census, tag, iid)
-    homes: dict[bytes, list[bytes]] = {}
-    for each in mixed:
-        homes.setdefault(env.home(each), []).append(each)
-    for home, within in homes.items():
+    for home, within in env.by_home(mixed).items():
         for step in in_steps(within):
             await census.call(
                 "mend_listed", [keys.key(home, "erasing")], [iid, number, now_us(), *step]
