@@ -428,7 +428,7 @@ async def test_a_hostile_tree_is_400_at_once(admin: Client, name: str) -> None:
     ):
         begun = time.perf_counter()
         answer = await admin.call(method, path, b'{%b"rule_tree":%b}' % (rest, tree), status=400)
-        assert time.perf_counter() - begun < 1
+        assert time.perf_counter() - begun < 3
         assert expected in str(answer.body)
     assert before == await groups(admin)
 

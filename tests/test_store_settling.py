@@ -847,7 +847,7 @@ async def test_a_walk_builds_what_the_rules_say_of_who_is_there(store, applicati
 async def test_a_walk_writes_nothing_where_all_is_right(
     store, application, env, partitions, monkeypatch
 ):
-    people = [ids.new() for _ in range(50)]
+    people = [ids.new() for _ in range(20)]
     at = now_us()
     store.settling.clock = lambda: at
     seen = time.strftime("%Y-%m-%d", time.gmtime(at // 1_000_000))
