@@ -225,7 +225,10 @@ class _Supervisor:
             time.sleep(_TURN_SECONDS)
 
     def _tend_store(self) -> None:
-        if self._store is None or self._store.alive():
+        if self._store is None:
+            return
+        if self._store.alive():
+            self._store.tend()
             return
         before = self._url
         log.warning("the store is gone: starting it again")

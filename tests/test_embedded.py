@@ -105,8 +105,123 @@ def test_it_is_set_so_that_nothing_is_lost_in_silence(handle):
         "maxmemory-policy": "noeviction",
         "save": "",
         "port": "0",
+        "auto-aof-rewrite-min-size": "268435456",
     }.items():
         assert ask(server, "CONFIG", "GET", name).split("\r\n")[4] == value
+
+
+def persistence(server: EmbeddedServer) -> dict[str, str]:
+    lines = ask(server, "INFO", "persistence").split("\r\n")
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the server all the time, and find every byte that was appended worth a rewrite."""
+    monkeypatch.setattr(embedded, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(embedded, "QUIET_REWRITE_BYTES", 1)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_was_appended_is_rewritten_when_the_server_is_quiet(handle):
+    server = handle()
+    server.start()
+    ask(server, "SET", "a", "x" * 1000)
+    before = int(persistence(server)["aof_current_size"])
+
+    def rewritten() -> bool:
+        server.tend()
+        return int(persistence(server)["aof_current_size"]) < before
+
+    wait_until(rewritten)
+    after = persistence(server)
+    assert ("1", "ok") == (after["aof_rewrites"], after["aof_last_bgrewrite_status"])
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_rewrite_does_not_follow_another_when_nothing_was_appended(handle):
+    server = handle()
+    server.start()
+    ask(server, "SET", "a", "x" * 1000)
+    for _ in range(20):
+        server.tend()
+        time.sleep(0.05)
+    assert "1" == persistence(server)["aof_rewrites"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_nothing_is_rewritten_while_the_server_is_busy(handle, monkeypatch):
+    # On a machine that is busy itself a server has less than a core.
+    monkeypatch.setattr(embedded, "QUIET_SHARE", 0.001)
+    server = handle()
+    server.start()
+    ask(server, "SET", "a", "x" * 1000)
+    for _ in range(10):
+        ask(server, "EVAL", '"for i=1,5e6 do end"', "0")
+        server.tend()
+        time.sleep(0.05)
+    assert "0" == persistence(server)["aof_rewrites"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_rewrite_that_failed_is_left_to_the_server(handle, tmp_path):
+    server = handle()
+    server.start()
+    ask(server, "SET", "a", "x" * 1000)
+    # The new base is moved to where a directory stands already.
+    (tmp_path / "data/appendonlydir/appendonly.aof.2.base.rdb").mkdir()
+
+    def failed() -> bool:
+        server.tend()
+        return persistence(server)["aof_last_bgrewrite_status"] == "err"
+
+    wait_until(failed)
+    begun = persistence(server)["aof_rewrites"]
+    for _ in range(10):
+        server.tend()
+        time.sleep(0.05)
+    assert begun == persistence(server)["aof_rewrites"]
+
+
+def test_a_process_that_rewrites_stands_back(handle):
+    server = handle()
+    server.start()
+    ask(server, "SET", "a", "x")
+    ask(server, "CONFIG", "SET", "rdb-key-save-delay", "10000000")
+    ask(server, "BGREWRITEAOF")
+    pid = pid_of(server)
+    [child] = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    niceness = os.getpriority(os.PRIO_PROCESS, pid)
+    assert niceness == os.getpriority(os.PRIO_PROCESS, child)
+    server.tend()
+    assert embedded.CHILD_NICENESS == os.getpriority(os.PRIO_PROCESS, child)
+    assert niceness == os.getpriority(os.PRIO_PROCESS, pid)
+    os.kill(child, signal.SIGUSR1)
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up_who_tends_it(handle, monkeypatch):
+    monkeypatch.setattr(embedded, "_ANSWER_SECONDS", 0.1)
+    server = handle()
+    server.start()
+    os.kill(pid_of(server), signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        server.tend()
+        assert 0.1 <= time.monotonic() - began < 1
+    finally:
+        os.kill(pid_of(server), signal.SIGCONT)
+
+
+def test_who_attached_does_not_tend(handle, monkeypatch):
+    first, second = handle(), handle()
+    first.start()
+    second.start()
+    asked: list[object] = []
+    monkeypatch.setattr(embedded, "_info", lambda *given: asked.append(given))
+    second.tend()
+    assert [] == asked
+    first.tend()
+    assert [first.state] == [given[0] for given in asked]  # type: ignore[index]
 
 
 def test_a_second_one_attaches_and_does_not_stop_it(handle):
