@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# More arguments: make serve SERVE_ARGS="--bind 127.0.0.1:9000", make test PYTEST_ARGS="-k cli"
+# More arguments: make serve SERVE_ARGS="--bind 127.0.0.1:9000", make test PYTEST_ARGS="-k cli",
+# make bench BENCH_ARGS="--only lookups --no-peers"
 SERVE_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # Tests wait for real servers most of the time: twice as many processes as cores, of two.
 TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz lint format bench-memory bench-ingest bench-dynamic wheel lock clean
+.PHONY: help serve test fuzz lint format bench wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,14 +39,8 @@ format: $(INSTALLED) ## put the code into shape
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench-memory: $(INSTALLED) ## bytes per membership, on Valkey and on Redis 7.0
-	@$(BIN)/python bench/memory.py
-
-bench-ingest: $(INSTALLED) ## users ingested per second, and where the time goes
-	@$(BIN)/python -m bench.ingest
-
-bench-dynamic: $(INSTALLED) ## what dynamic groups and set queries cost
-	@$(BIN)/python -m bench.dynamic
+bench: $(INSTALLED) ## measure everything, beside what people would use instead: about an hour
+	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 wheel: $(INSTALLED) ## build dist/belong-*.whl
 	@$(BIN)/python -m hatchling build --target wheel
@@ -55,7 +51,8 @@ lock: ## lock the newest versions that pyproject.toml allows (needs uv)
 		--output-file requirements.txt pyproject.toml
 
 clean: ## remove what make made, not the data
-	rm -rf $(VENV) dist tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers dist tests/node/node_modules bench/peers/fastify/node_modules \
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find service tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `pip install --editable`: a changed file of service/ or lua/ needs no new install.

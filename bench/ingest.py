@@ -1,24 +1,26 @@
-"""Users ingested per second, and where the time goes: `make bench-ingest`.
+"""Users ingested per second, and where the time goes.
 
-Runs `belong serve` on data of its own with one API process, gives that one core, and the store, the
-worker and this client the other, and uploads bulks of batches over some connections. Each user has
-a customer id, an e-mail address, an address shared with others and an attribute that the household
-aggregates. First everybody is new, then everybody comes again with the other value. At the end the
-inherited attributes of some are compared with what they have to be.
+Uploads bulks of batches over some connections, to a server of its own. Each user has a customer id,
+an e-mail address, an address shared with others and an attribute that the household aggregates.
+First everybody is new, then everybody comes again with the other value. At the end the inherited
+attributes of some are compared with what they have to be: what differs is an error.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from base64 import b64encode
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import click
 import httpx
 import msgspec
 
+from bench.calls import Caller, Refused, Together, ask_all, latencies, request
+from bench.measurement import Sample, Step
 from bench.serving import Served, cpu_seconds, server
+
+if TYPE_CHECKING:
+    from bench.measurement import Bench, Setting
 
 CHECKED = 200
 """Users whose view is looked at in the end."""
@@ -27,10 +29,35 @@ CHECKED = 200
 class Load(NamedTuple):
     """What is uploaded: how many users, how many in a household and in a bulk, and how."""
 
-    users: int
-    household: int
-    bulk: int
-    connections: int
+    users: int = 20_000
+    household: int = 4
+    bulk: int = 100
+    connections: int = 4
+
+
+def steps(bench: Bench) -> list[Step]:
+    """Give two: of users who are new, and of the same ones when they come again."""
+    load = Load(users=200, bulk=20, connections=2) if bench.smoke else Load()
+    together = Together(lambda: _measure(load))
+    fixed: dict[str, Setting] = {
+        "so many": load.users,
+        "of a household": load.household,
+        "of a bulk": load.bulk,
+        "connections": load.connections,
+    }
+    return [
+        Step("ingest", "belong", "once", "users/s", {"users": who, **fixed}, together.part(who))
+        for who in ("new", "known")
+    ]
+
+
+def _measure(load: Load) -> dict[str, Sample]:
+    with server(1) as served:
+        define(served)
+        return {
+            "new": _checked(served, load, has_dog=True),
+            "known": _checked(served, load, has_dog=False),
+        }
 
 
 def define(served: Served) -> None:
@@ -63,85 +90,53 @@ def bodies(load: Load, *, has_dog: bool) -> list[bytes]:
     ]
 
 
-async def upload(served: Served, waiting: list[bytes]) -> list[float]:
-    """Send bodies over one connection until none is waiting; give how long each took."""
-    host, _, port = served.url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    login = b64encode(f"{served.key}:{served.secret}".encode()).decode()
-    took = []
-    while waiting:
-        body = waiting.pop()
-        head = (
-            f"POST /v2/bulkevents HTTP/1.1\r\nHost: {host}\r\nAuthorization: Basic {login}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        began = time.perf_counter()
-        writer.write(head.encode() + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        if not answer.startswith(b"HTTP/1.1 202"):
-            raise SystemExit(answer.decode())
-        took.append(time.perf_counter() - began)
-    writer.close()
-    return took
+def _checked(served: Served, load: Load, *, has_dog: bool) -> Sample:
+    """Upload everybody once, then look at what some of them have inherited."""
+    sample = _uploaded(served, load, has_dog=has_dog)
+    return sample._replace(errors=sample.errors + _wrong(served, load, has_dog=has_dog))
 
 
-async def run(served: Served, load: Load, what: str, *, has_dog: bool) -> None:
-    """Upload everybody once, and print a row."""
-    waiting = bodies(load, has_dog=has_dog)[::-1]
-    before = [cpu_seconds(pid) for pid in (served.api, served.store, served.worker)]
-    began = time.perf_counter()
-    took = sorted(
-        each
-        for done in await asyncio.gather(
-            *(upload(served, waiting) for _ in range(load.connections))
-        )
-        for each in done
-    )
-    seconds = time.perf_counter() - began
-    spent = [
-        1e6 * (cpu_seconds(pid) - was) / load.users
-        for pid, was in zip((served.api, served.store, served.worker), before, strict=True)
+def _uploaded(served: Served, load: Load, *, has_dog: bool) -> Sample:
+    host, port = _address(served)
+    login = f"Basic {b64encode(f'{served.key}:{served.secret}'.encode()).decode()}"
+    requests = [
+        request(login, "POST", "/v2/bulkevents", body) for body in bodies(load, has_dog=has_dog)
     ]
-    click.echo(
-        f"{what:<12} {load.users / seconds:>8,.0f} users/s   bulk p50 "
-        f"{1000 * took[len(took) // 2]:.0f} ms, p99 {1000 * took[len(took) * 99 // 100]:.0f} ms   "
-        f"us of processor per user: API {spent[0]:.0f}, store {spent[1]:.0f}, worker {spent[2]:.0f}"
+    processes = {"api us": served.api, "store us": served.store, "worker us": served.worker}
+    before = {each: cpu_seconds(pid) for each, pid in processes.items()}
+    began = time.perf_counter()
+    answers = ask_all(host, port, requests, load.connections)
+    seconds = time.perf_counter() - began
+    refused = [each for each in answers if each.status != httpx.codes.ACCEPTED]
+    took = latencies(each.seconds for each in answers)
+    return Sample(
+        (load.users - len(refused) * load.bulk) / seconds,
+        errors=len(refused),
+        histogram=took,
+        details={
+            each: 1e6 * (cpu_seconds(processes[each]) - was) / load.users
+            for each, was in before.items()
+        }
+        | {f"p{each}": float(took.get_value_at_percentile(each)) for each in (50, 99)},
     )
 
 
-async def check(served: Served, load: Load, *, has_dog: bool) -> None:
-    """Look at some users: each has inherited what the household has."""
-    wrong: list[Any] = []
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {served.token}"}) as client:
+def _wrong(served: Served, load: Load, *, has_dog: bool) -> int:
+    """Count users, of those looked at, who do not have what the household has."""
+    wrong = 0
+    path = f"/userprofile/v1/resolve/1/1/{served.workspace}?fields=user_attributes"
+    with Caller(*_address(served)) as caller:
         for n in range(0, load.users, max(1, load.users // CHECKED)):
-            answer = await client.post(
-                f"{served.url}/userprofile/v1/resolve/1/1/{served.workspace}?fields=user_attributes",
-                json={"identity": {"type": "customer_id", "value": f"c{n}"}},
-            )
-            attributes = answer.raise_for_status().json()["user_attributes"]
-            if attributes.get("household:has_dog") != str(has_dog).lower():
-                wrong.append((n, attributes))
-    if wrong:
-        raise SystemExit(f"{len(wrong)} wrong, such as {wrong[0]}")
-    click.echo("             what they inherit is right")
+            body = {"identity": {"type": "customer_id", "value": f"c{n}"}}
+            answer = caller.ask(request(f"Bearer {served.token}", "POST", path, body))
+            try:
+                found = answer.read()["user_attributes"].get("household:has_dog")
+            except (Refused, KeyError):
+                found = None
+            wrong += found != str(has_dog).lower()
+    return wrong
 
 
-@click.command()
-@click.option("--users", default=20_000, show_default=True)
-@click.option("--household", default=4, show_default=True, help="Users who share an address.")
-@click.option("--bulk", default=100, show_default=True, help="Batches in a request.")
-@click.option("--connections", default=4, show_default=True)
-@click.option("--partitions", default=1, show_default=True)
-def main(users: int, household: int, bulk: int, connections: int, partitions: int) -> None:
-    """Measure, and print two rows."""
-    load = Load(users, household, bulk, connections)
-    with server(partitions) as served:
-        define(served)
-        asyncio.run(run(served, load, "new users", has_dog=True))
-        asyncio.run(check(served, load, has_dog=True))
-        asyncio.run(run(served, load, "known users", has_dog=False))
-        asyncio.run(check(served, load, has_dog=False))
-
-
-if __name__ == "__main__":
-    main()
+def _address(served: Served) -> tuple[str, int]:
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    return host, int(port)

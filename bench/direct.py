@@ -1,0 +1,170 @@
+"""The store called without HTTP: how much of Belong's time is the scripts and the client of them.
+
+A process of its own, on the core that serves HTTP otherwise, opens Belong's own `Store` on the
+server's embedded store and asks what the HTTP steps ask: as many at a time, over the same
+connection, answers looked at. What HTTP, routing, token, decoding and encoding cost is the
+difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import uvloop
+
+from bench.measurement import Sample
+from bench.serving import cpu_seconds
+from service import embedded, ids
+from service.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from bench.measurement import Subject
+    from service.environment import Environment
+
+    Call = Callable[[], Awaitable[bool]]
+    """One call of the store; whether its answer was right."""
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM_UP_SECONDS = 0.5
+APPLICATION = "bench"
+
+
+class Check(msgspec.Struct, tag=True):
+    """Pairs for one call, and what is right for each."""
+
+    groups: list[str]
+    profiles: list[str]
+    expected: list[bool]
+
+
+class GroupsOf(msgspec.Struct, tag=True):
+    """A profile for one call, and in how many groups it is."""
+
+    profile: str
+    expected: int
+
+
+class Job(msgspec.Struct):
+    """What is to be called: these in turn, some at a time, on these cores."""
+
+    url: str
+    calls: list[Check | GroupsOf]
+    together: int
+    seconds: float
+    cores: list[int]
+
+
+class Outcome(msgspec.Struct):
+    """What came of it, the warm-up left out."""
+
+    calls: int
+    wrong: int
+    seconds: float
+    processor_seconds: float
+
+
+def measure(
+    subject: Subject, calls: list[Check | GroupsOf], *, together: int, seconds: float
+) -> Sample:
+    """Call the store from a process of its own: calls/s. The details have us of processor a call.
+
+    RuntimeError: the subject's store is not to be found.
+    """
+    if subject.store is None:
+        raise RuntimeError(f"{subject.name} has no store of its own")
+    url = embedded.find(Path(f"/proc/{subject.store}/cwd").resolve())
+    if url is None:
+        raise RuntimeError(f"the store of {subject.name} does not run in its data directory")
+    cores = sorted(os.sched_getaffinity(subject.api))
+    job = Job(url, calls, together, seconds, cores)
+    before = cpu_seconds(subject.store)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.direct"],
+        cwd=ROOT,
+        input=msgspec.json.encode(job),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    store = cpu_seconds(subject.store) - before
+    found = msgspec.json.decode(done.stdout, type=Outcome)
+    rate = found.calls / found.seconds
+    # The store's time is that of the warm-up, too.
+    every = rate * (found.seconds + WARM_UP_SECONDS)
+    return Sample(
+        rate,
+        errors=found.wrong,
+        details={
+            "caller us": 1e6 * found.processor_seconds / max(found.calls, 1),
+            "store us": 1e6 * store / max(every, 1),
+        },
+    )
+
+
+async def _prepared(store: Store, env: Environment, asked: Check | GroupsOf) -> Call:
+    """Make the call: what a request would find in the near-cache is looked up before."""
+    if isinstance(asked, GroupsOf):
+        profile, number = bytes.fromhex(asked.profile.replace("-", "")), asked.expected
+
+        async def list_groups() -> bool:
+            page = await store.lookups.list_profile_groups(env, profile, None, max(number, 1))
+            return page.count == len(page.rows) == number
+
+        return list_groups
+    numbers = [await store.groups.number_of(env, each) for each in asked.groups]
+    packed, _ = ids.pack(asked.profiles)
+    letters = b"".join(b"1" if each else b"0" for each in asked.expected)
+
+    async def check() -> bool:
+        return await store.members.check_members(env, numbers, packed) == letters
+
+    return check
+
+
+async def _run(job: Job) -> Outcome:
+    store = await Store.open(job.url)
+    application = await store.registry.application(APPLICATION)
+    if application is None:
+        raise SystemExit(f"there is no application {APPLICATION}")
+    env = application.production
+    calls = itertools.cycle([await _prepared(store, env, each) for each in job.calls])
+    done = wrong = 0
+    over = False
+
+    async def one_after_the_other() -> None:
+        nonlocal done, wrong
+        while not over:
+            is_right = await next(calls)()
+            done += 1
+            wrong += not is_right
+
+    tasks = [asyncio.create_task(one_after_the_other()) for _ in range(job.together)]
+    await asyncio.sleep(WARM_UP_SECONDS)
+    # What was wrong stays so: only what is counted as done begins anew.
+    done, began, spent = 0, time.perf_counter(), time.process_time()
+    await asyncio.sleep(job.seconds)
+    outcome = Outcome(done, wrong, time.perf_counter() - began, time.process_time() - spent)
+    over = True
+    await asyncio.gather(*tasks)
+    await store.close()
+    return outcome
+
+
+def main() -> None:
+    """Read a job from stdin, do it, and write what came of it to stdout."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    os.sched_setaffinity(0, job.cores)
+    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(_run(job))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The goals that Belong has set itself, and whether a run of the bench reached them.
+
+A goal that was not measured says so; none is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bench.measurement import Measurement, Setting
+
+    Values = Callable[["Found"], Sequence[float]]
+
+LOOKUPS = ("check", "groups of 1", "groups of 10", "groups of 100")
+MILLISECOND = 1000
+"""In us."""
+
+
+class Judged(NamedTuple):
+    """A row of the table of goals."""
+
+    row: str
+    wanted: str
+    figure: str
+    verdict: str
+    """`reached`, `not reached` or `not measured`."""
+
+
+class Goal(NamedTuple):
+    """What is wanted: the median of some values at least, or at most, so much."""
+
+    row: str
+    values: Values
+    limit: Values
+    is_most: bool = False
+    unit: str = ""
+
+    def judge(self, found: Found) -> Judged:
+        """Hold it against what was measured."""
+        wanted = "<=" if self.is_most else ">="
+        try:
+            limit = statistics.median(self.limit(found))
+            wanted += f" {_short(limit)}{self.unit}"
+            values = self.values(found)
+            middle = statistics.median(values)
+        except LookupError as missing:
+            return Judged(self.row, wanted, str(missing.args[0]), "not measured")
+        is_reached = middle <= limit if self.is_most else middle >= limit
+        told = f"{_short(middle)}{self.unit}"
+        if len(values) > 1:
+            told += f" ({_short(min(values))} to {_short(max(values))})"
+        return Judged(self.row, wanted, told, "reached" if is_reached else "not reached")
+
+
+class Found:
+    """Measurements, looked up by what they are."""
+
+    def __init__(self, measurements: Sequence[Measurement]) -> None:
+        """Take them all."""
+        self._measurements = measurements
+
+    def one(
+        self, workload: str, subject: str = "belong", mode: str = "", **settings: Setting
+    ) -> Measurement:
+        """Give the first that fits; none: LookupError. `_` in a setting's name is a blank."""
+        wanted = {name.replace("_", " "): value for name, value in settings.items()}
+        for each in self._measurements:
+            if (
+                (each.workload, each.subject) == (workload, subject)
+                and mode in {"", each.mode}
+                and wanted.items() <= each.settings.items()
+                and each.values
+            ):
+                return each
+        said = ", ".join(f"{name} {value}" for name, value in wanted.items())
+        raise LookupError(" ".join(filter(None, ("no", mode, workload, "of", subject, said))))
+
+
+def judged(measurements: Sequence[Measurement]) -> list[Judged]:
+    """Judge every goal."""
+    found = Found(measurements)
+    return [goal.judge(found) for goal in goals()]
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Divide run by run; where their numbers differ, median by median. None, where that is 0."""
+    if len(ours) != len(theirs):
+        ours, theirs = [statistics.median(ours)], [statistics.median(theirs)]
+    return [one / other if other else float("inf") for one, other in zip(ours, theirs, strict=True)]
+
+
+def goals() -> list[Goal]:
+    """Give all goals, in the order in which they are published."""
+    made = []
+    for each in LOOKUPS:
+        made += [
+            Goal(f"{each}: peak beside FastAPI + redis-py", _beside(each, "fastapi"), _is(4)),
+            Goal(f"{each}: peak beside Django + PostgreSQL", _beside(each, "django"), _is(12)),
+            Goal(f"{each}: peak beside its own /healthz", _peak_by_healthz(each), _is(0.5)),
+        ]
+    for each in ("check", "groups of 10"):
+        made += [
+            Goal(
+                f"{each}: p99 at half of the peak", _at_half(each), _is(5), is_most=True, unit=" ms"
+            ),
+            Goal(f"{each}: p99 / p50 at half of the peak", _tail(each), _is(5), is_most=True),
+        ]
+    made += [
+        Goal(
+            f"{each}: beside Fastify + ioredis, the far goal",
+            _beside(each, "fastify"),
+            _is(1),
+        )
+        for each in LOOKUPS
+    ]
+    return [
+        *made,
+        Goal(
+            "pairs checked, 1,000 a request",
+            lambda found: found.one("many pairs", pairs_a_request=1000).values,
+            _is(200_000),
+            unit="/s",
+        ),
+        Goal(
+            "memberships added over HTTP, 10,000 a call",
+            lambda found: found.one("bulk add", ids_a_call=10_000).values,
+            _is(50_000),
+            unit="/s",
+        ),
+        Goal(
+            "memberships added over HTTP, beside the same scripts called directly",
+            lambda found: ratios(
+                found.one("bulk add", ids_a_call=10_000).values,
+                found.one("bulk add, scripts alone", ids_a_call=10_000).values,
+            ),
+            _is(0.6),
+        ),
+        Goal(
+            "adding one member: p50 at 1,000,000 / at 1,000",
+            lambda found: ratios(
+                found.one("add one", group_size=1_000_000).values,
+                found.one("add one", group_size=1_000).values,
+            ),
+            _is(1.2),
+            is_most=True,
+        ),
+        Goal(
+            "bytes per membership, 100 groups of 10,000 over 100,000 profiles",
+            _bytes_per_membership,
+            _is(46),
+            is_most=True,
+        ),
+        Goal("users ingested, 100 a request, instances of 4", _ingested, _is(2_000), unit="/s"),
+        Goal(
+            "2,000 checks/s while 10,000 ids a call are loaded: p99",
+            _milliseconds("checks under load", load="10,000 ids a call", rate=2_000),
+            _twice_unloaded,
+            is_most=True,
+            unit=" ms",
+        ),
+    ]
+
+
+def _is(limit: float) -> Values:
+    return lambda _: [limit]
+
+
+def _peak(found: Found, workload: str, subject: str = "belong") -> Measurement:
+    return found.one(workload, subject, "closed", connections=32)
+
+
+def _beside(workload: str, peer: str) -> Values:
+    def values(found: Found) -> Sequence[float]:
+        return ratios(_peak(found, workload).values, _peak(found, workload, peer).values)
+
+    return values
+
+
+def _peak_by_healthz(workload: str) -> Values:
+    def values(found: Found) -> Sequence[float]:
+        return ratios(_peak(found, workload).values, _peak(found, "healthz").values)
+
+    return values
+
+
+def _milliseconds(workload: str, **settings: Any) -> Values:
+    def values(found: Found) -> Sequence[float]:
+        measured = found.one(workload, mode="open", **settings)
+        return [each / MILLISECOND for each in measured.values]
+
+    return values
+
+
+def _at_half(workload: str) -> Values:
+    return _milliseconds(workload, rate="half of the peak")
+
+
+def _tail(workload: str) -> Values:
+    def values(found: Found) -> Sequence[float]:
+        details = found.one(workload, mode="open", rate="half of the peak").details
+        return ratios(details["p99"], details["p50"])
+
+    return values
+
+
+def _twice_unloaded(found: Found) -> Sequence[float]:
+    alone = _milliseconds("checks under load", load="none", rate=2_000)(found)
+    return [max(8, 2 * statistics.median(alone))]
+
+
+def _bytes_per_membership(found: Found) -> Sequence[float]:
+    return found.one("bytes per membership", groups=100, size=10_000).values
+
+
+def _ingested(found: Found) -> Sequence[float]:
+    return found.one("ingest", users="new", of_a_household=4, of_a_bulk=100).values
+
+
+def _short(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,188 @@
+"""Lookups beside the peers: peaks, latency at half of them and at one rate for all, and ceilings.
+
+The peak is found in a closed loop; latency is looked at in an open one, for at the peak it says
+nothing but how many ask. `/healthz` is what the same server gives for HTTP alone, and the methods
+of its store called directly are what that gives: what lies between is what could still be gained.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from bench import direct, questions
+from bench.measurement import Sample, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.measurement import Bench, Mode, Subject
+    from bench.questions import Asking
+    from bench.world import World
+
+CONNECTIONS = (1, 8, 32, 128)
+"""Throughput by concurrency; 32 are those of the goals."""
+PAIRS = 1_000
+"""Of a request with many."""
+PAIRS_REQUESTS = 50
+"""Different ones: 4 MB."""
+PAIRS_CONNECTIONS = 4
+"""Enough that the server always has one to work on; more would only wait."""
+NUMBERS = (1, 10, 100)
+"""Groups of a profile."""
+RATE = 500
+"""Requests/s that everybody can answer, Django too: latency beside the peers."""
+SMOKE_RATE = 100
+
+SHARED: dict[str, Asking] = {
+    "check": questions.check,
+    **{f"groups of {each}": partial(questions.groups_of, number=each) for each in NUMBERS},
+    "page of members": questions.members,
+}
+"""What everybody answers."""
+OWN: dict[str, Asking] = {
+    "one membership": questions.membership,
+    "healthz": questions.alive,
+}
+"""What Belong alone is asked."""
+LATENCY = ("check", "groups of 10")
+"""Those that are looked at in an open loop, too."""
+
+
+def steps(bench: Bench) -> list[Step]:
+    """Give all steps: for each thing that is asked one for each subject."""
+    made = [
+        _peak(bench, subject, workload, asking, bench.connections)
+        for workload, asking in SHARED.items()
+        for subject in bench.subjects.values()
+    ]
+    belong = bench.subjects["belong"]
+    made += [
+        _peak(bench, belong, workload, asking, bench.connections)
+        for workload, asking in OWN.items()
+    ]
+    made += [_pairs(bench, subject) for subject in bench.subjects.values()]
+    made += _direct(bench, belong)
+    made += [
+        _peak(bench, subject, "check", questions.check, connections)
+        for connections in CONNECTIONS
+        if connections != bench.connections
+        for subject in bench.subjects.values()
+    ]
+    made += [
+        step
+        for workload in LATENCY
+        for at in (_at_half, _at_one_rate)
+        for step in (at(bench, subject, workload) for subject in bench.subjects.values())
+    ]
+    return made
+
+
+def looked_at(
+    bench: Bench,
+    subject: Subject,
+    asked: list[questions.Question],
+    measure: Callable[[list[bytes]], Sample],
+) -> Sample:
+    """Look at some answers, then measure; what was wrong counts among the errors."""
+    many = questions.LOOKED_AT_BRIEFLY if bench.smoke else questions.LOOKED_AT
+    wrong = questions.wrong(subject, asked, many)
+    sample = measure(questions.requests(subject, asked))
+    return sample._replace(errors=sample.errors + wrong)
+
+
+def _peak(bench: Bench, subject: Subject, workload: str, asking: Asking, connections: int) -> Step:
+    def measure() -> Sample:
+        asked = questions.drawn(bench, subject, asking, workload)
+        return looked_at(
+            bench, subject, asked, partial(bench.closed, subject, connections=connections)
+        )
+
+    fixed = {"connections": connections}
+    return Step(workload, subject.name, "closed", "requests/s", fixed, measure)
+
+
+def _pairs(bench: Bench, subject: Subject) -> Step:
+    connections = min(PAIRS_CONNECTIONS, bench.connections)
+
+    def measure() -> Sample:
+        asking = partial(questions.check, pairs=PAIRS)
+        asked = questions.drawn(bench, subject, asking, "pairs", PAIRS_REQUESTS)
+        sample = looked_at(
+            bench, subject, asked, partial(bench.closed, subject, connections=connections)
+        )
+        return sample._replace(value=sample.value * PAIRS)
+
+    fixed = {"connections": connections, "pairs a request": PAIRS}
+    return Step("many pairs", subject.name, "closed", "pairs/s", fixed, measure)
+
+
+def _at_half(bench: Bench, subject: Subject, workload: str) -> Step:
+    def rate() -> float:
+        return bench.peak(workload, subject.name) / 2
+
+    return _open(bench, subject, workload, "half of the peak", rate)
+
+
+def _at_one_rate(bench: Bench, subject: Subject, workload: str) -> Step:
+    rate = SMOKE_RATE if bench.smoke else RATE
+    return _open(bench, subject, workload, rate, lambda: rate)
+
+
+def _open(
+    bench: Bench, subject: Subject, workload: str, said: str | int, rate: Callable[[], float]
+) -> Step:
+    def measure() -> Sample:
+        asked = questions.drawn(bench, subject, SHARED[workload], workload)
+        now = rate()
+        return looked_at(bench, subject, asked, lambda sent: bench.open(subject, sent, now))
+
+    mode: Mode = "open"
+    fixed = {"connections": bench.connections, "rate": said}
+    return Step(workload, subject.name, mode, "us", fixed, measure)
+
+
+def _direct(bench: Bench, belong: Subject) -> list[Step]:
+    """Make the ceilings of the store: with as many calls at a time as there are connections."""
+    pairs = min(PAIRS_CONNECTIONS, bench.connections)
+    return [
+        _called(bench, belong, "check", partial(_check, number=1), bench.connections),
+        _called(bench, belong, "groups of 10", _groups_of_10, bench.connections),
+        _called(bench, belong, "many pairs", partial(_check, number=PAIRS), pairs, PAIRS),
+    ]
+
+
+def _called(
+    bench: Bench,
+    belong: Subject,
+    workload: str,
+    call: Callable[[World, Subject, Random], direct.Check | direct.GroupsOf],
+    together: int,
+    times: int = 1,
+) -> Step:
+    many = questions.FEW if bench.smoke else questions.DIFFERENT
+    many = many if times == 1 else min(many, PAIRS_REQUESTS)
+
+    def measure() -> Sample:
+        draw = Random(workload)
+        calls = [call(bench.world, belong, draw) for _ in range(many)]
+        sample = direct.measure(belong, calls, together=together, seconds=bench.seconds)
+        return sample._replace(value=sample.value * times)
+
+    fixed = {"calls at a time": together}
+    unit = "calls/s" if times == 1 else "pairs/s"
+    return Step(f"{workload}, methods alone", belong.name, "closed", unit, fixed, measure)
+
+
+def _check(world: World, subject: Subject, draw: Random, number: int) -> direct.Check:
+    drawn = [questions.pair(world, draw) for _ in range(number)]
+    return direct.Check(
+        [world.group_id(subject, group) for _, group in drawn],
+        [world.profiles[profile] for profile, _ in drawn],
+        [world.is_member(profile, group) for profile, group in drawn],
+    )
+
+
+def _groups_of_10(world: World, _: Subject, draw: Random) -> direct.GroupsOf:
+    return direct.GroupsOf(world.profiles[draw.choice(world.in_groups(10))], 10)

@@ -1,0 +1,1 @@
+"""A peer of Belong: memberships in PostgreSQL, as somebody would write them with Django REST."""
