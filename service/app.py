@@ -49,6 +49,7 @@ from service.endpoint import (
 from service.errors import BelongError, Unusable
 from service.faces import failure_body
 from service.record import RecordingApp
+from service.shortcuts import Shortcuts
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ def create_app(
     backend = Backend(config, store, counters)
     backend.operations = tuple(operations())
     app = RecordingApp(counters, config.request_log)
+    if config.request_log != "all":
+        app.shortcuts = Shortcuts(app, backend)
     counters.sources.append(backend.tell)
     if store is None:
         app.add_middleware(_Lifespan(backend))

@@ -23,6 +23,7 @@ from service.topology import Topology
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from service.lane import Link
     from service.scripts import Script
     from service.topology import Node
 
@@ -126,6 +127,13 @@ class Connection:
             parts: tuple[Part, ...] = (len(keys), *keys, *args)
             return await self._again(reply, node, keys[0], parts, script, bulk=bulk)
         return reply
+
+    def link_to(self, key: bytes) -> Link | None:
+        """Give the open link to the server that a key lives on; None where there is none now."""
+        try:
+            return self._topology.node_of(key).interactive.link
+        except Unavailable:
+            return None
 
     async def command(self, key: bytes, *parts: bytes | str | int) -> Any:
         """Run one plain command on the server that a key lives on; give its raw reply."""

@@ -18,6 +18,9 @@ MAX_AGE_SECONDS = 600
 """How long a browser remembers what a preflight answered."""
 
 _READABLE = "X-Request-Id, Retry-After"
+_SHARED = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _READABLE}
+SHARED = b"".join(f"{name.lower()}: {value}\r\n".encode() for name, value in _SHARED.items())
+"""What `share` adds to an answer, as it goes over the wire."""
 _SENDABLE = "authorization, content-type, x-request-id"
 
 _Resource = TypeVar("_Resource")
@@ -29,8 +32,7 @@ def share(req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
     PERF: 0.7 us, and 0.3 us to send them; a request that answers `{}` takes 15 without a network.
     """
     if req.path.startswith(PREFIX):
-        resp.set_header("Access-Control-Allow-Origin", "*")
-        resp.set_header("Access-Control-Expose-Headers", _READABLE)
+        resp.set_headers(_SHARED)
 
 
 def with_preflight(resource: _Resource) -> _Resource:

@@ -115,7 +115,7 @@ class Request(falcon.asgi.Request):
         if note is not None:
             note.req = self
             given = self._asgi_headers.get(b"x-request-id")
-            if given is not None and _ID.fullmatch(given) is not None:
+            if given is not None and REQUEST_ID.fullmatch(given) is not None:
                 note.request_id = given
         if self.method == "HEAD":
             self.method = "GET"
@@ -158,7 +158,8 @@ class Request(falcon.asgi.Request):
         return coding is not None and coding.strip().lower() not in (b"", b"identity")
 
 
-_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+"""What a client may call its request."""
 _DOUBLED = re.compile(r"\A/+(v2/)?/*(?=(?:bulk)?events(?:/|\Z))")
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 

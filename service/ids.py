@@ -8,6 +8,8 @@ one segment broke a group; measured). Pure functions, no I/O.
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import re
 import secrets
 import struct
@@ -79,6 +81,7 @@ def pack(texts: list[str]) -> tuple[bytes, list[int]]:
 
     Returns the packed ids and the positions of the malformed texts.
     PERF: well-formed lists are parsed as one text, 10,000 in under 2 ms (4.5 ms as `uuid.UUID`).
+    `unhexlify` takes digits alone, where `bytes.fromhex` passes over blanks.
     """
     joined = "".join(texts)
     count = len(texts)
@@ -86,13 +89,12 @@ def pack(texts: list[str]) -> tuple[bytes, list[int]]:
         len(joined) == count * TEXT_SIZE
         and all(joined[at::TEXT_SIZE] == "-" * count for at in _HYPHENS)
         and set(map(len, texts)) <= {TEXT_SIZE}
+        and joined.isascii()
     ):
-        digits = joined.replace("-", "")
-        if len(digits) == count * 2 * SIZE and digits.isascii() and digits.isalnum():
-            try:
-                return bytes.fromhex(digits), []
-            except ValueError:
-                pass
+        digits = joined.encode().translate(None, b"-")
+        if len(digits) == count * 2 * SIZE:
+            with contextlib.suppress(binascii.Error):
+                return binascii.unhexlify(digits), []
     good, malformed = [], []
     for position, each in enumerate(texts):
         parsed = parse(each)
@@ -111,6 +113,11 @@ def split(packed: bytes) -> list[bytes]:
 def head(mixed: bytes) -> int:
     """H: the first four bytes as an unsigned integer. It decides partition and segment."""
     return int.from_bytes(mixed[:4], "big")
+
+
+def heads(mixed: bytes) -> list[int]:
+    """H of each of many mixed ids."""
+    return [each for (each,) in _HEADS.iter_unpack(mixed)]
 
 
 class Mixer:

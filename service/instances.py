@@ -17,7 +17,7 @@ from service.aggregation import values_of
 from service.cuts import Page
 from service.endpoint import Resource, UuidText, endpoint, moment
 from service.errors import NotFound
-from service.paging import PAGE_SIZE, PageBody, Walk, origin
+from service.paging import PAGE_SIZE, PageBody, origin, walk_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +114,7 @@ class Instances(Resource):
         """
         definition = await call.store.definitions.get_definition(call.application, did)
         env = call.application.environments[query.environment]
-        walk = Walk(call, "instances", query=f"{env.name} {definition.number}")
+        walk = walk_of(call, "instances", query=f"{env.name} {definition.number}")
         cut = walk.cut(query.cursor)
         if query.value is None:
             page = await call.store.instance_index.list_instances(

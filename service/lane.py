@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import (
@@ -128,6 +128,19 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Waiter(Protocol):
+    """Who waits for a reply: a future, or whatever else can be told one. It must not raise."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, reply: Any, /) -> None:
+        """Take the raw reply."""
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Take that none will come, and why."""
+
+
 class Link(asyncio.Protocol):
     """One connection, from its opening to its loss; a new one takes its place, never its replies.
 
@@ -141,7 +154,7 @@ class Link(asyncio.Protocol):
         self.lost: str | None = None
         self.foreign = False
         self.sent = 0
-        self.pending: deque[asyncio.Future[Any]] = deque()
+        self.pending: deque[Waiter] = deque()
         self.on_loss: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout_seconds
@@ -162,19 +175,22 @@ class Link(asyncio.Protocol):
             future.set_exception(Unavailable(self.lost))
             return future
         # Packed first: where that raises nothing leaves, so nobody may wait for a reply.
-        packed = _packed(parts)
+        self.hand(packed(parts), future)
+        return future
+
+    def hand(self, command: bytes, waiter: Waiter) -> None:
+        """Issue a packed command, likewise; only on a link that is not lost."""
         pending = self.pending
         if not pending:
             self._heard = self._loop.time()
             if self._watch is None:
                 self._watch = self._loop.call_later(self._timeout, self._check, 0.0)
-        pending.append(future)
-        self._leave(packed)
-        return future
+        pending.append(waiter)
+        self._leave(command)
 
     def tell(self, *parts: Part) -> None:
         """Issue a command whose reply nobody waits for; only for links without `pending`."""
-        self._leave(_packed(parts))
+        self._leave(packed(parts))
 
     def drop(self, why: str) -> None:
         """Give the connection up; everything pending fails, its outcome unknown."""
@@ -230,10 +246,10 @@ class Link(asyncio.Protocol):
         detail = f" ({exc})" if exc is not None and str(exc) else ""
         self.drop(f"The store at {self.name} closed the connection{detail}")
 
-    def _leave(self, packed: bytes) -> None:
+    def _leave(self, command: bytes) -> None:
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(packed)
+        self._out.append(command)
 
     def _flush(self) -> None:
         out = self._out
@@ -262,10 +278,11 @@ class Link(asyncio.Protocol):
             self.drop(f"The store at {self.name} does not answer")
 
 
-def _packed(parts: tuple[Part, ...]) -> bytes:
+def packed(parts: tuple[Part, ...]) -> bytes:
+    """Write a command as it goes over the wire."""
     # hiredis says that it takes tuples of one.
-    packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]
-    return packed
+    command: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]
+    return command
 
 
 async def connect(endpoint: Endpoint, link: Link, timeout_seconds: float) -> None:

@@ -26,7 +26,7 @@ from service.endpoint import (
 )
 from service.errors import Erasing, Invalid, NotFound
 from service.filters import GroupListQuery, group_query
-from service.paging import PageBody, Walk, chosen
+from service.paging import PageBody, chosen, walk_of
 from service.store_lookups import EVERY
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from service.admission import TenantCall
     from service.groups import Group
     from service.store_lookups import ProfileGroup
+
+LIST = "groups of a profile"
+"""What cursors of that list are bound to."""
 
 MANY = 10_000
 """Pairs of one check at most (design 3.1)."""
@@ -51,7 +54,7 @@ class MembershipBody(msgspec.Struct, forbid_unknown_fields=True):
     custom_id: str | None
 
 
-class Pair(msgspec.Struct, forbid_unknown_fields=True):
+class Pair(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One question: a profile, by id or custom id, and a group, likewise."""
 
     SCHEMA: ClassVar[dict[str, object]] = {
@@ -101,7 +104,7 @@ class ProfileGroups(Resource):
             await call.require_own(profile_id)
             raise NotFound
         narrowed = "" if wanted == EVERY else repr(wanted)
-        walk = Walk(call, "groups of a profile", target=profile_id, query=narrowed)
+        walk = walk_of(call, LIST, target=profile_id, query=narrowed)
         reading = call.store.lookups.list_profile_groups(
             call.environment,
             profile_id,
@@ -140,47 +143,57 @@ class Check(Resource):
         if len(pairs) == 1:
             return await _checked(call, pairs[0])
         groups, env = call.store.groups, call.environment
-        numbers = await groups.numbers_of(env, {pair.group_id: None for pair in pairs})
+        asked = [pair.group_id for pair in pairs]
+        numbers = await groups.numbers_of(env, dict.fromkeys(asked))
         profiles = await _profiles(call, pairs)
-        letters = await _letters(call, pairs, numbers, profiles)
-        gone = {
-            pair.group_id for pair, letter in zip(pairs, letters, strict=True) if letter == GONE
-        }
-        if gone and (moved := await groups.renumbered(env, numbers, gone)):
-            numbers |= await groups.numbers_of(env, moved)
-            letters = await _letters(call, pairs, numbers, profiles)
+        letters = await _letters(call, asked, numbers, profiles)
+        if GONE in letters:
+            gone = {gid for gid, letter in zip(asked, letters, strict=True) if letter == GONE}
+            if moved := await groups.renumbered(env, numbers, gone):
+                numbers |= await groups.numbers_of(env, moved)
+                letters = await _letters(call, asked, numbers, profiles)
         if ERASING in letters:
             raise _being_erased(letters.index(ERASING))
-        return b'{"results":[%b]}' % b",".join([_WORDS[letter] for letter in letters])
+        return b'{"results":[%b]}' % _spelled(letters)
 
 
 async def _letters(
-    call: TenantCall,
-    pairs: list[Pair],
-    numbers: dict[str, int | None],
-    profiles: list[bytes],
+    call: TenantCall, asked: list[str], numbers: dict[str, int | None], profiles: bytes
 ) -> bytes:
-    """Give what the store says of each pair."""
-    letters = bytearray([GONE]) * len(pairs)
-    places, asked, packed = [], [], bytearray()
-    for place, pair in enumerate(pairs):
-        number = numbers[pair.group_id]
-        if number is not None:
-            places.append(place)
-            asked.append(number)
-            packed += profiles[place]
-        if place % IDS_PER_TURN == IDS_PER_TURN - 1:
-            await asyncio.sleep(0)
-    found = await call.store.members.check_members(call.environment, asked, bytes(packed))
+    """Give what the store says of each pair of a group and a profile."""
+    known = [numbers[gid] for gid in asked]
+    places = [place for place, number in enumerate(known) if number is not None]
+    if len(places) < len(asked):
+        size = ids.SIZE
+        profiles = b"".join([profiles[size * at : size * at + size] for at in places])
+    found = await call.store.members.check_members(
+        call.environment, [number for number in known if number is not None], profiles
+    )
+    if len(places) == len(asked):
+        return found
+    letters = bytearray([GONE]) * len(asked)
     for place, letter in zip(places, found, strict=True):
         letters[place] = letter
     return bytes(letters)
 
 
+def _spelled(letters: bytes) -> bytes:
+    """Spell answers out, with a comma between.
+
+    PERF: 1,000 in 20 us, a third of what it takes one by one. No word holds a letter that is
+    replaced after it.
+    """
+    words = letters
+    for letter in b"n10":
+        words = words.replace(bytes([letter]), _WORDS[letter] + b",")
+    return words[:-1]
+
+
 ERASING, GONE = b"En"
 _WORDS = {ord("1"): b"true", ord("0"): b"false", ord("n"): b"null"}
 
-_ANSWERS = {letter: b'{"results":[%b]}' % word for letter, word in _WORDS.items()}
+ANSWERS = {letter: b'{"results":[%b]}' % word for letter, word in _WORDS.items()}
+"""The whole answer to a check of one pair, by what the store says of it."""
 
 
 def _being_erased(place: int) -> Erasing:
@@ -203,7 +216,7 @@ async def _checked(call: TenantCall, pair: Pair) -> bytes:
     try:
         number = await call.store.groups.number_of(call.environment, pair.group_id)
     except NotFound:
-        return _ANSWERS[GONE]
+        return ANSWERS[GONE]
     letters = await call.store.members.check_members(call.environment, [number], profile_id)
     if letters[0] == GONE:
         fresh = await call.store.groups.renumber(call.environment, pair.group_id, number)
@@ -211,30 +224,30 @@ async def _checked(call: TenantCall, pair: Pair) -> bytes:
             letters = await call.store.members.check_members(call.environment, [fresh], profile_id)
     if letters[0] == ERASING:
         raise _being_erased(0)
-    return _ANSWERS[letters[0]]
+    return ANSWERS[letters[0]]
 
 
-async def _profiles(call: TenantCall, pairs: list[Pair]) -> list[bytes]:
-    """Give the profile of each pair. An unknown custom id is a profile that nobody has.
+async def _profiles(call: TenantCall, pairs: list[Pair]) -> bytes:
+    """Give the profile of each pair, packed. An unknown custom id is a profile that nobody has.
 
     :raises Invalid: a profile id is malformed
     """
-    profiles: list[bytes] = []
+    packed = bytearray()
     by_custom_id: dict[str, list[int]] = {}
     for first in range(0, len(pairs), IDS_PER_TURN):
         if first:
             await asyncio.sleep(0)
         part = pairs[first : first + IDS_PER_TURN]
-        packed = _packed(part, first)
-        if len(packed) == len(part):
-            profiles += packed
+        known = _packed(part, first)
+        if len(known) == ids.SIZE * len(part):
+            packed += known
             continue
-        known = iter(packed)
+        each = iter(ids.split(known))
         for place, pair in enumerate(part, first):
             if pair.custom_id is UNSET:
-                profiles.append(next(known))
+                packed += next(each)
             else:
-                profiles.append(ids.new())
+                packed += ids.new()
                 by_custom_id.setdefault(pair.custom_id, []).append(place)
     if by_custom_id:
         resolved = await call.store.profiles.resolve_identities(
@@ -243,11 +256,11 @@ async def _profiles(call: TenantCall, pairs: list[Pair]) -> list[bytes]:
         for profile_id, places in zip(resolved, by_custom_id.values(), strict=True):
             if profile_id is not None:
                 for place in places:
-                    profiles[place] = profile_id
-    return profiles
+                    packed[ids.SIZE * place : ids.SIZE * (place + 1)] = profile_id
+    return bytes(packed)
 
 
-def _packed(part: list[Pair], first: int) -> list[bytes]:
+def _packed(part: list[Pair], first: int) -> bytes:
     """Give the profiles that these pairs name by UUID; `first` is the place of the first pair."""
     texts = [pair.profile_id for pair in part if pair.profile_id is not UNSET]
     packed, malformed = ids.pack(texts)
@@ -255,7 +268,7 @@ def _packed(part: list[Pair], first: int) -> list[bytes]:
         text = texts[malformed[0]]
         place = first + [pair.profile_id for pair in part].index(text)
         raise _no_uuid(text, place)
-    return ids.split(packed)
+    return packed
 
 
 _spliced_parts: dict[tuple[int, str, int], tuple[bytes, bytes]] = {}
@@ -264,22 +277,30 @@ _spliced_parts: dict[tuple[int, str, int], tuple[bytes, bytes]] = {}
 _SPLICED = 20_000
 
 
+def around_count(environment: int, group: Group) -> tuple[bytes, bytes]:
+    """Encode a row of a group: what stands before the count of its members, and what after.
+
+    Both are kept for the next request.
+    """
+    key = (environment, group.id, group.version)
+    parts = _spliced_parts.get(key)
+    if parts is None:
+        if len(_spliced_parts) >= _SPLICED:
+            _spliced_parts.clear()
+        before, _, after = ENCODER.encode(_body(group, 0)).partition(b'"profile_count":0')
+        parts = _spliced_parts[key] = (before + b'"profile_count":', after)
+    return parts
+
+
 def _spliced(environment: int, rows: Sequence[ProfileGroup]) -> list[bytes]:
-    """Encode rows around their counts; what is before and after is kept for the next request.
+    """Encode rows around their counts.
 
     PERF: 20 rows in 14 us, against 34 us as structs.
     """
     found = []
     for row in rows:
-        group = row.group
-        key = (environment, group.id, group.version)
-        parts = _spliced_parts.get(key)
-        if parts is None:
-            if len(_spliced_parts) >= _SPLICED:
-                _spliced_parts.clear()
-            before, _, after = ENCODER.encode(_body(group, 0)).partition(b'"profile_count":0')
-            parts = _spliced_parts[key] = (before + b'"profile_count":', after)
-        found.append(b"%b%d%b" % (parts[0], row.members or 0, parts[1]))
+        before, after = around_count(environment, row.group)
+        found.append(b"%b%d%b" % (before, row.members or 0, after))
     return found
 
 

@@ -25,7 +25,7 @@ from service.endpoint import (
 )
 from service.errors import Conflict, Erasing, Invalid, NotFound
 from service.filters import IncludeInactive, Whether, require_admin
-from service.paging import PageBody, Paging, Walk, chosen
+from service.paging import PageBody, Paging, Walk, chosen, walk_of
 from service.store_group_directory import FOLLOWS
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Members(Resource):
             narrowed = repr((query.profile_id, query.custom_id, query.include_inactive))
 
         async def read(number: int) -> tuple[Walk, Page[Member]]:
-            walk = Walk(call, "members", target=b"%d" % number, query=narrowed)
+            walk = walk_of(call, "members", target=b"%d" % number, query=narrowed)
             where = call.environment, number
             window = walk.cut(query.cursor), query.page_size
             if named is None:
@@ -182,7 +182,7 @@ class Members(Resource):
         walk, page = await call.store.groups.with_number(call.environment, gid, read)
 
         def make(rows: Sequence[Member]) -> list[object]:
-            bodies = [_body(member) for member in rows]
+            bodies = [body_of(member) for member in rows]
             if fields is None:
                 return list(bodies)
             return [{name: getattr(body, name) for name in fields} for body in bodies]
@@ -298,7 +298,7 @@ class OneMember(Resource):
         )
         if member is None:
             raise NotFound
-        return _body(member)
+        return body_of(member)
 
     @endpoint("members:write", status=HTTPStatus.NO_CONTENT, errors=(HTTPStatus.CONFLICT,))
     async def on_delete(self, call: TenantCall, *, gid: str, pid: str) -> None:
@@ -506,7 +506,8 @@ async def _told(named: dict[bytes, str], outcome: bytes) -> dict[int, list[str]]
     return told
 
 
-def _body(member: Member) -> MemberBody:
+def body_of(member: Member) -> MemberBody:
+    """Show a member."""
     profile_id = ids.text(member.id)
     return MemberBody(
         id=profile_id,

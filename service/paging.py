@@ -25,12 +25,13 @@ from service.endpoint import ENCODER
 from service.errors import Invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import falcon.asgi
 
     from service.admission import Call, TenantCall
     from service.config import Config
+    from service.environment import Environment
 
 PAGE_SIZE = 20
 PAGE_SIZE_LIMIT = 1000
@@ -71,15 +72,21 @@ class PageBody(msgspec.Struct, Generic[Row], forbid_unknown_fields=True):
 class Walk:
     """One list that is being paged: it reads cursors, and writes the ones of the answer."""
 
-    def __init__(self, call: TenantCall, kind: str, target: bytes = b"", query: str = "") -> None:
-        """Name the list.
+    def __init__(
+        self,
+        environment: Environment,
+        link_with: Callable[[str], str],
+        kind: str,
+        target: bytes = b"",
+        query: str = "",
+    ) -> None:
+        """Name the list; see `walk_of`.
 
-        :param kind: which list, e.g. `members`
-        :param target: whose list: packed profile id or number of the group
-        :param query: what filters and orders it, in one canonical text
+        :param link_with: gives the URL of the request with another position
         """
-        self._call = call
-        self._list = (str(call.environment.number).encode(), kind.encode(), target, query.encode())
+        self._secret = environment.secret
+        self._link_with = link_with
+        self._list = (str(environment.number).encode(), kind.encode(), target, query.encode())
 
     def cut(self, cursor: str | None) -> Cut | None:
         """Give the position of a cursor; None is the beginning.
@@ -130,14 +137,25 @@ class Walk:
         )
 
     def _mac(self, position: bytes) -> bytes:
-        key = _signing_key(self._call.application.secret)
+        key = _signing_key(self._secret)
         bound = b"".join(len(part).to_bytes(4, "big") + part for part in self._list)
         return hmac.digest(key, bound + position, "sha256")[:_MAC_BYTES]
 
     def _link(self, cut: Cut | None) -> str | None:
         if cut is None:
             return None
-        return link(self._call, ("cursor", "page"), f"cursor={self.cursor(cut)}")
+        return self._link_with(f"cursor={self.cursor(cut)}")
+
+
+def walk_of(call: TenantCall, kind: str, target: bytes = b"", query: str = "") -> Walk:
+    """Name the list that a request asks for.
+
+    :param kind: which list, e.g. `members`
+    :param target: whose list: packed profile id or number of the group
+    :param query: what filters and orders it, in one canonical text
+    """
+    link_with = functools.partial(link, call, ("cursor", "page"))
+    return Walk(call.environment, link_with, kind, target, query)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -176,6 +194,15 @@ def origin(request: falcon.asgi.Request, config: Config) -> str:
     if not _HOST.fullmatch(host) or scheme not in ("http", "https"):
         message = "The Host header is not a host, or the scheme is neither http nor https."
         raise Invalid(message)
+    return f"{scheme}://{host}"
+
+
+def plain_origin(scheme: str, host: str, config: Config) -> str | None:
+    """Give the same where no proxies are trusted; None where they are, or the host is none."""
+    if config.public_url:
+        return config.public_url.rstrip("/")
+    if config.trusted_proxies or not _HOST.fullmatch(host):
+        return None
     return f"{scheme}://{host}"
 
 

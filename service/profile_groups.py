@@ -26,7 +26,7 @@ from service.group_bodies import (
     stored,
 )
 from service.groups import GroupChanges, NewGroup
-from service.paging import PAGE_SIZE_LIMIT, PageBody, Walk, chosen
+from service.paging import PAGE_SIZE_LIMIT, PageBody, chosen, walk_of
 from service.rule_trees import FIELD, PLACE, GivenTree, is_given, read_tree
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Groups(Resource):
         """
         wanted = group_query(call, query)
         fields = chosen(query.fields, GroupBody)
-        walk = Walk(call, "groups", query=repr(wanted))
+        walk = walk_of(call, "groups", query=repr(wanted))
         cut = await _skipped(call, wanted, query.skipped) or walk.cut(query.cursor)
         page = await call.store.groups.list_groups(call.environment, wanted, cut, query.page_size)
         bodies = await group_bodies(call, page.rows, fields)

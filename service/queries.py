@@ -13,7 +13,7 @@ from service.endpoint import NO_NUL, Resource, UuidText, Wire, endpoint, stepwis
 from service.errors import Invalid
 from service.group_bodies import Attributes, GroupBody, group_body, stored
 from service.groups import NewGroup
-from service.paging import PAGE_SIZE, PAGE_SIZE_LIMIT, PageBody, Walk, chosen
+from service.paging import PAGE_SIZE, PAGE_SIZE_LIMIT, PageBody, Walk, chosen, walk_of
 from service.query_tree import DEPTH, LEAVES, parse_query
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Queries(Resource):
         store = call.store.queries
 
         async def read(bound: Bound) -> tuple[Walk, Page[QueryRow]]:
-            walk = Walk(call, "query", query=bound.text)
+            walk = walk_of(call, "query", query=bound.text)
             cut = walk.cut(query.cursor)
             return walk, await store.read_page(call.environment, bound, cut, size, named=named)
 

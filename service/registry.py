@@ -149,6 +149,13 @@ class Registry:
             found = copy.applications.get(client_id)
         return found
 
+    def known(self, client_id: str) -> Application | None:
+        """Give the application of a client id without waiting; None means: ask `application`."""
+        copy = self._copy
+        if copy is None or time.monotonic() - self._confirmed_at >= STALE_SECONDS:
+            return None
+        return copy.applications.get(client_id)
+
     async def application_of(self, workspace_id: int, among: frozenset[str]) -> Application | None:
         """Give the application of a workspace if it is `among` these client ids; else None.
 

@@ -31,6 +31,7 @@ from service.store_profiles import ProfileStore
 from service.store_queries import QueryStore
 from service.store_records import RecordStore
 from service.store_settling import SettlingStore
+from service.store_shortcuts import ShortcutStore
 from service.store_totals import TotalStore
 from service.store_transfer import TransferStore
 from service.store_upkeep import GroupUpkeep
@@ -63,6 +64,7 @@ class Store:
         self.queries = QueryStore(connection, self.groups, self.members)
         self.jobs.saving = self.queries
         self.lookups = LookupStore(connection, self.groups, self.members)
+        self.shortcuts = ShortcutStore(connection)
         self.derivation = DerivationStore(
             connection, self.definitions, self.instances, self.settling
         )

@@ -26,7 +26,7 @@ from service.faults import fault
 from service.store_groups import all_done
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from service.connection import Connection
     from service.cuts import Cut, Page
@@ -265,31 +265,44 @@ class MemberStore:
                     [mixed, numbers[0]],
                 )
             )
+        bulk = len(numbers) > PAIRS
+
+        async def check(tag: bytes, chunk: Sequence[int], packed_ids: bytes) -> bytes:
+            declared = [keys.key(tag, "state"), keys.key(tag, "erasing"), keys.none(tag)]
+            arguments: list[bytes | int] = [packed_ids, *chunk]
+            return bytes(await self._connection.call(script, declared, arguments, bulk=bulk))
+
+        if len(env.partitions) == 1:
+            parts = [
+                check(
+                    env.partitions[0],
+                    numbers[start : start + PAIRS],
+                    mixed[16 * start : 16 * (start + PAIRS)],
+                )
+                for start in range(0, len(numbers), PAIRS)
+            ]
+            return b"".join(await asyncio.gather(*parts))
         places: list[list[int]] = [[] for _ in env.partitions]
         for start in range(0, len(numbers), TURN):
             if start:
                 await asyncio.sleep(0)
-            for place in range(start, min(start + TURN, len(numbers))):
-                head = ids.head(mixed[16 * place : 16 * place + 4])
+            heads = ids.heads(mixed[16 * start : 16 * (start + TURN)])
+            for place, head in enumerate(heads, start):
                 places[head % len(places)].append(place)
         letters = bytearray(len(numbers))
 
-        async def check(tag: bytes, chunk: list[int]) -> None:
-            found = await self._connection.call(
-                script,
-                [keys.key(tag, "state"), keys.key(tag, "erasing"), keys.none(tag)],
-                [
-                    b"".join(mixed[16 * place : 16 * place + 16] for place in chunk),
-                    *(numbers[place] for place in chunk),
-                ],
-                bulk=len(numbers) > PAIRS,
+        async def check_some(tag: bytes, chunk: list[int]) -> None:
+            found = await check(
+                tag,
+                [numbers[place] for place in chunk],
+                b"".join([mixed[16 * place : 16 * place + 16] for place in chunk]),
             )
             for place, letter in zip(chunk, found, strict=True):
                 letters[place] = letter
 
         await asyncio.gather(
             *(
-                check(tag, within[start : start + PAIRS])
+                check_some(tag, within[start : start + PAIRS])
                 for tag, within in zip(env.partitions, places, strict=True)
                 for start in range(0, len(within), PAIRS)
             )
@@ -320,7 +333,7 @@ class MemberStore:
             ):
                 found[id16] = None
                 if joined_at is not None:
-                    found[id16] = Member(id16, _text(nickname), _text(custom_id), int(joined_at))
+                    found[id16] = member_of(id16, joined_at, nickname, custom_id)
 
         await asyncio.gather(*(get(tag, wanted) for tag, wanted in within.items()))
         return [found[id16] for id16 in ids.split(packed)]
@@ -562,6 +575,13 @@ def _too_many(count: int) -> Conflict:
 
 def _place(found: tuple[int, bytes, Member]) -> tuple[int, bytes]:
     return found[:2]
+
+
+def member_of(
+    id16: bytes, joined_at: bytes, nickname: bytes | None, custom_id: bytes | None
+) -> Member:
+    """Give a member of what the store tells of it."""
+    return Member(id16, _text(nickname), _text(custom_id), int(joined_at))
 
 
 def _text(raw: bytes | None) -> str | None:

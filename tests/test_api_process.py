@@ -6,34 +6,16 @@ uvicorn with our protocol runs in the loop of the test, with short patience.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import pytest
-import uvicorn
 
 from service import api_process
 from service.app import create_app
 from service.config import Config
 from tests.client import GROUPS
+from tests.listening import connected, listening, said
 
 HEAD = b"POST /oauth/token HTTP/1.1\r\nhost: x\r\n"
-
-
-class Running:
-    """A server of one application object: `connect` opens a connection to it."""
-
-    def __init__(self, app, server):
-        self.app = app
-        self.server = server
-        self.port = server.servers[0].sockets[0].getsockname()[1]
-
-    def unreadable(self, status):
-        name = f"belong_http_unreadable_total\t{status}"
-        return self.app.counters.snapshot().counters.get(name, 0)
-
-    def answered(self, status):
-        name = f"belong_http_requests_total\tPOST\t/oauth/token\t{status}"
-        return self.app.counters.snapshot().counters.get(name, 0)
 
 
 @pytest.fixture
@@ -47,45 +29,8 @@ def patience(monkeypatch):
 @pytest.fixture
 async def running(api, patience):
     app = create_app(Config(request_log="off"), api.store)
-    config = uvicorn.Config(
-        app,
-        host="127.0.0.1",
-        port=0,
-        http=api_process._Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        timeout_keep_alive=1,
-        timeout_graceful_shutdown=5,
-    )
-    server = uvicorn.Server(config)
-    config.load()
-    server.lifespan = config.lifespan_class(config)
-    await server.startup()
-    ticking = asyncio.create_task(server.main_loop())
-    yield Running(app, server)
-    server.should_exit = True
-    await ticking
-    await server.shutdown()
-
-
-@contextlib.asynccontextmanager
-async def connected(running):
-    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-async def said(reader, seconds=3.0):
-    """Everything until the server closes."""
-    async with asyncio.timeout(seconds):
-        return await reader.read()
+    async with listening(app, keep_alive_seconds=1) as found:
+        yield found
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET / HTTP/1.1\r\n", HEAD])

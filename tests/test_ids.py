@@ -161,3 +161,8 @@ def test_what_is_no_audience_is_none(text):
 ])  # fmt: skip
 def test_what_is_no_mpid_is_none(text):
     assert ids.parse_mpid(text) is None
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16)))
+def test_the_heads_of_many_are_those_of_each(several):
+    assert [ids.head(each) for each in several] == ids.heads(b"".join(several))

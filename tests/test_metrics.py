@@ -136,7 +136,7 @@ async def test_paths_and_methods_that_clients_make_up_make_no_labels(api):
     routes = {dict(name[1:]).get("route") for name in found} - {None}
     assert routes <= {path for path, _ in ROUTES} | {"(none)"}
     app = create_app(Config(), api.store)
-    assert app._new_route(("BREW", None)) is app._new_route(("SPILL", None))
+    assert app.route("BREW", None) is app.route("SPILL", None)
 
 
 async def test_what_is_being_answered_is_in_flight(api, admin, monkeypatch):

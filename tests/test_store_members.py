@@ -95,6 +95,34 @@ async def test_adding_answers_for_each_id_in_the_order_given(store, env, group):
     assert b"+=++" == letters
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("kinds", ["", "r", "m", "=", "rm", "m=", "r=", "rm="])
+async def test_each_of_many_is_answered_for_what_it_is(store, env, group, kinds, recorded):
+    """Those who are like the first are looked up together: new, recorded, known, members."""
+    other = await store.groups.create_group(env, NewGroup(name="other"))
+    people = {kind: some(8) for kind in f"n{kinds}"}
+    if "r" in people:
+        names = [ids.text(ids.new()) for _ in range(8)]
+        people["r"] = await store.profiles.resolve_identities(
+            env, "customer_id", names, create=True
+        )
+    for kind, where in (("m", other), ("=", group)):
+        if kind in people:
+            await add(store, env, where, people[kind])
+    wanted = [(kind, each) for kind, some_of in people.items() for each in some_of]
+    random.shuffle(wanted)
+
+    letters = await store.members.add_members(
+        env, group.number, b"".join([each for _, each in wanted]), recorded=recorded
+    )
+
+    expected = {"n": "+", "r": "+", "m": "+", "=": "="}
+    if recorded:
+        # Membership alone makes no record.
+        expected |= {"n": "U", "m": "U"}
+    assert "".join([expected[kind] for kind, _ in wanted]) == letters.decode()
+
+
 async def test_removing_answers_for_each_id_in_the_order_given(store, env, group):
     one, two, three = some(3)
     await store.members.add_members(env, group.number, one + two)

@@ -17,10 +17,11 @@ local function insert_members(tag, group, ids)
     until count <= 48 * segments
     redis.call('HSET', shape, group, segments)
   end
-  local first = 1
+  local first, final = 1, head_of(ids[#ids])
   while first <= #ids do
     local depth, prefix, _, to = segment_at(segments, head_of(ids[first]))
-    local last = first
+    -- PERF: mostly all that are left belong to one segment, or each to one of its own.
+    local last = final < to and #ids or first
     while last < #ids and head_of(ids[last + 1]) < to do
       last = last + 1
     end

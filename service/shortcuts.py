@@ -1,0 +1,373 @@
+"""Shortcuts: the hot requests, answered on the shortest way that there is.
+
+Three questions are asked on every request of somebody's product: is this profile in this group (as
+a check of one pair, or as one membership), and which groups is it in. Where such a request comes
+whole, in the form that all clients use, with a token and an application that are known, it is
+answered here, between the bytes of the socket and those of the store: without the HTTP parser, the
+framework, a task or a coroutine. **Only what is answered with 200 and nothing special is answered
+here.** Everything else, be it seen in the request or in the store's reply, is handed to the
+ordinary way from its first byte: these requests only read, so that is safe, and errors have one
+place. Whatever is answered is the same on both ways, byte for byte (a test holds them together).
+
+What belongs to the connection is the business of `api_process`, which route says what that of
+`lookups` and `members`, and the commands that leave that of `store_shortcuts`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import httptools
+import msgspec
+
+from service import ids, lookups, members
+from service.cors import SHARED
+from service.cuts import Around, number_page
+from service.endpoint import API, ENCODER, REQUEST_ID
+from service.paging import PAGE_SIZE, Walk, plain_origin
+from service.store_members import member_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Match = re.Match[bytes]
+
+    from uvicorn.server import ServerState
+
+    from service.endpoint import Backend
+    from service.environment import Environment
+    from service.nearcache import NearCache
+    from service.record import RecordingApp, Route
+
+HEADS = 1024
+"""Heads of requests that are remembered with what they say: clients send the same ones again."""
+HEAD_BYTES = 2048
+"""A longer one is not remembered, and read anew each time."""
+SCOPE = "members:read"
+
+_APPLICATION = rb" /api/v1/applications/([A-Za-z0-9_.~-]{1,255})"
+_UUID = rb"([0-9a-fA-F-]{36})"
+_REQUEST = re.compile(
+    rb"(?:GET" + _APPLICATION + rb"/profiles/" + _UUID + rb"/profile-groups/?"
+    rb"(?:\?page_size=([1-9][0-9]{0,2}|1000))?"
+    rb"|GET" + _APPLICATION + rb"/profile-groups/" + _UUID + rb"/members/" + _UUID + rb"/?"
+    rb"|POST" + _APPLICATION + rb"/memberships/check/?"
+    rb") HTTP/1\.1\r\n"
+)
+_CLIENT_ID = {2: 1, 3: 1, 6: 4, 7: 7}
+"""By the last group of the pattern that matched: the one that holds the client id."""
+_ANSWER = b"%bcontent-length: %d\r\ncontent-type: application/json\r\nx-request-id: %b\r\n\r\n%b"
+_END = b"\r\n\r\n"
+_ONCE = frozenset((b"authorization", b"host", b"content-length", b"x-request-id"))
+_BEYOND = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
+_CHECKED = {letter: lookups.ANSWERS[letter[0]] for letter in (b"1", b"0")}
+
+log = logging.getLogger(__name__)
+
+
+class Unknown(Exception):
+    """What an answer needs is not at hand here."""
+
+
+class Connected(Protocol):
+    """The connection that a request came on."""
+
+    scheme: Literal["http", "https"] | None
+    server_state: ServerState
+
+    def answered(self, shortcut: Shortcut, answer: bytes | None) -> None:
+        """Send an answer; None: the request of the shortcut goes the ordinary way."""
+
+
+class Head(NamedTuple):
+    """What the headers of a request say, as far as it matters here."""
+
+    authorization: str
+    host: str
+    length: int
+    """Of the body, in bytes."""
+    request_id: bytes | None
+
+
+class _Pair(msgspec.Struct, forbid_unknown_fields=True):
+    profile_id: str
+    group_id: str
+
+
+class _Pairs(msgspec.Struct, forbid_unknown_fields=True):
+    pairs: tuple[_Pair]
+
+
+_decode_pairs = msgspec.json.Decoder(_Pairs).decode
+
+
+class Shortcut:
+    """One request on its way: who waits for the store's reply, and what is made of it."""
+
+    __slots__ = ("_began", "_hot", "_request_id", "connected", "make", "request", "route")
+
+    make: Callable[[Any], bytes | None]
+    """Makes a body of the store's reply; None where that is not as usual."""
+    route: Route
+
+    def __init__(
+        self, hot: Shortcuts, connected: Connected, request: bytes, request_id: bytes | None
+    ) -> None:
+        """Begin to answer."""
+        self._began = time.perf_counter_ns()
+        self._hot = hot
+        self.connected = connected
+        self._request_id = request_id
+        self.request = request
+
+    def done(self) -> bool:
+        """Whether nobody waits any more: never, for it is noted even if the client has left."""
+        return False
+
+    def set_result(self, reply: Any, /) -> None:
+        """Take the store's reply, and answer."""
+        hot = self._hot
+        hot.app.in_flight -= 1
+        body = None
+        try:
+            body = self.make(reply)
+        except Unknown:
+            pass
+        except Exception:
+            # Others wait behind this one for their replies, and the ordinary way can tell more.
+            log.exception("no shortcut for %r", self.request[:200])
+        if body is None:
+            if isinstance(reply, Exception):
+                hot.backend.store.shortcuts.refused()
+            self.connected.answered(self, None)
+            return
+        # Noted first: who has the answer may ask at once what was counted.
+        self.route.note(HTTPStatus.OK, time.perf_counter_ns() - self._began)
+        request_id = self._request_id or next(hot.app.ids)
+        shared = self.connected.server_state.default_headers
+        self.connected.answered(self, hot.answer(shared, request_id, body))
+
+    def set_exception(self, _error: BaseException, /) -> None:
+        """Take that no reply will come: the ordinary way asks again, and says why not."""
+        self._hot.app.in_flight -= 1
+        self.connected.answered(self, None)
+
+
+class Shortcuts:
+    """The shortcuts of one API process."""
+
+    def __init__(self, app: RecordingApp, backend: Backend) -> None:
+        """Take the application object, which counts, and what its resources share."""
+        self.app = app
+        self.backend = backend
+        self._heads: dict[bytes, Head] = {}
+        self._written: list[tuple[bytes, bytes]] = []
+        self._beginning = b""
+        of = f"{API}/applications/{{cid}}"
+        groups = app.route("GET", f"{of}/profiles/{{pid}}/profile-groups"), self._ask_groups
+        member = app.route("GET", f"{of}/profile-groups/{{gid}}/members/{{pid}}"), self._ask_member
+        check = app.route("POST", f"{of}/memberships/check"), self._ask_check
+        self._kinds = {2: groups, 3: groups, 6: member, 7: check}
+
+    def take(self, connected: Connected, request: bytes) -> Shortcut | None:
+        """Ask the store about a request, if there is a shortcut for it.
+
+        `connected` is told the answer later, not before this returns.
+
+        :param request: what one read gave, from a connection on which nothing is under way
+        """
+        match = _REQUEST.match(request)
+        if match is None or not self.backend.is_open:
+            return None
+        begin = match.end()
+        end = request.find(_END, begin - 2) + len(_END)
+        headers = request[begin:end]
+        head = self._heads.get(headers) or self._head(headers)
+        if head is None or head.length != len(request) - end:
+            return None
+        kind = match.lastindex or 0
+        env = self._admitted(head, match[_CLIENT_ID[kind]])
+        if env is None:
+            return None
+        shortcut = Shortcut(self, connected, request, head.request_id)
+        shortcut.route, ask = self._kinds[kind]
+        if not ask(shortcut, env, match, head):
+            return None
+        self.app.in_flight += 1
+        return shortcut
+
+    def _ask_check(self, shortcut: Shortcut, env: Environment, _match: Match, head: Head) -> bool:
+        """Ask whether the profile of the one pair of a check is in its group."""
+        try:
+            [pair] = _decode_pairs(shortcut.request[-head.length :]).pairs
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        shortcut.make = _CHECKED.get
+        profile_id, number = ids.parse(pair.profile_id), self._number(env, pair.group_id)
+        if profile_id is None or number is None:
+            return False
+        return self.backend.store.shortcuts.check_member(env, number, profile_id, shortcut)
+
+    def _ask_member(self, shortcut: Shortcut, env: Environment, match: Match, _head: Head) -> bool:
+        """Ask for one membership."""
+        profile_id, number = ids.parse(match[6].decode()), self._number(env, match[5].decode())
+        if profile_id is None or number is None:
+            return False
+        shortcut.make = functools.partial(_member_body, profile_id)
+        return self.backend.store.shortcuts.get_member(env, number, profile_id, shortcut)
+
+    def _ask_groups(self, shortcut: Shortcut, env: Environment, match: Match, head: Head) -> bool:
+        """Ask for the first page of a profile's groups."""
+        profile_id, limit = ids.parse(match[2].decode()), int(match[3] or PAGE_SIZE)
+        if profile_id is None or len(env.partitions) > 1:
+            return False
+        store = self.backend.store
+        link_with = functools.partial(self._link, shortcut, head.host)
+        walk = Walk(env, link_with, lookups.LIST, profile_id)
+        shortcut.make = functools.partial(_groups_body, store.cache, env, walk, limit)
+        return store.shortcuts.read_groups_of(env, profile_id, shortcut)
+
+    def answer(self, shared: list[tuple[bytes, bytes]], request_id: bytes, body: bytes) -> bytes:
+        """Write an answer as the ordinary way does, with this JSON as its body.
+
+        :param shared: headers of all answers: a list that is never changed, only replaced
+        """
+        if self._written is not shared:
+            self._written = shared
+            lines = [b"%b: %b\r\n" % header for header in shared]
+            self._beginning = b"".join([b"HTTP/1.1 200 OK\r\n", *lines, SHARED])
+        return _ANSWER % (self._beginning, len(body), request_id, body)
+
+    def _admitted(self, head: Head, client_id: bytes) -> Environment | None:
+        """Give the environment that a request is admitted to, if that is known and takes nothing.
+
+        As `admission` does it; whom it refuses, or has to ask the store about, is sent there.
+        """
+        principal = self.backend.access.known(head.authorization)
+        if principal is None or principal.profile is not None or SCOPE not in principal.scopes:
+            return None
+        named = client_id.decode()
+        application = self.backend.store.registry.known(named)
+        if (
+            application is None
+            or named not in principal.applications
+            or application.requests_per_second is not None
+        ):
+            return None
+        return application.production
+
+    def _number(self, env: Environment, gid: str) -> int | None:
+        """Give the number of a group by its id, if that is known."""
+        parsed = ids.parse(gid)
+        cache = self.backend.store.cache
+        number = None if parsed is None else cache.directory(env.directory).numbers.get(parsed)
+        cache.hits += number is not None
+        return number
+
+    def _head(self, headers: bytes) -> Head | None:
+        """Read headers, and remember what they say."""
+        head = read_head(headers)
+        if head is not None and len(headers) <= HEAD_BYTES:
+            if len(self._heads) >= HEADS:
+                del self._heads[next(iter(self._heads))]
+            self._heads[headers] = head
+        return head
+
+    def _link(self, shortcut: Shortcut, host: str, parameter: str) -> str:
+        """Give the URL of a request with one more query parameter.
+
+        :raises Unknown: who we are for the client takes more than the request
+        """
+        scheme = shortcut.connected.scheme or "http"
+        origin = plain_origin(scheme, host, self.backend.config)
+        if origin is None:
+            raise Unknown
+        path, _, query = shortcut.request.split(b" ", 2)[1].decode().partition("?")
+        return f"{origin}{path}?{query}&{parameter}" if query else f"{origin}{path}?{parameter}"
+
+
+class _Listener:
+    """What `httptools` calls while it reads a head."""
+
+    def __init__(self) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.parser = httptools.HttpRequestParser(self)
+        self.stays = False
+        """Whether the connection is kept, and as what it is. Known when the head is complete."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.stays = self.parser.should_keep_alive() and not self.parser.should_upgrade()
+
+
+def read_head(headers: bytes) -> Head | None:
+    """Read the headers of a request, up to the empty line; None where there is more to them.
+
+    They are judged by the parser that the ordinary way uses, so what that refuses is none here.
+    """
+    listener = _Listener()
+    try:
+        # As a POST: where a length is given, the parser then waits for the body.
+        listener.parser.feed_data(b"POST / HTTP/1.1\r\n" + headers)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    names = [name for name, _ in listener.headers]
+    found = dict(listener.headers)
+    length = found.get(b"content-length", b"0")
+    request_id = found.get(b"x-request-id")
+    if (
+        not headers.endswith(_END)
+        or not listener.stays
+        or any(names.count(name) > 1 for name in _ONCE)
+        or not _BEYOND.isdisjoint(names)
+        or b"authorization" not in found
+        or b"host" not in found
+        or not length.isdigit()
+        or (request_id is not None and REQUEST_ID.fullmatch(request_id) is None)
+    ):
+        return None
+    return Head(
+        found[b"authorization"].decode("latin-1"),
+        found[b"host"].decode("latin-1"),
+        int(length),
+        request_id,
+    )
+
+
+def _member_body(profile_id: bytes, reply: Any) -> bytes | None:
+    """Make the body of one membership of what `get_members.lua` replied."""
+    if type(reply) is not list or reply[0] is None:
+        return None
+    return ENCODER.encode(members.body_of(member_of(profile_id, *reply)))
+
+
+def _groups_body(
+    cache: NearCache, env: Environment, walk: Walk, limit: int, reply: Any
+) -> bytes | None:
+    """Make the first page of a profile's groups of what `read_groups_of.lua` replied."""
+    if type(reply) is not list:
+        return None
+    names, counts = reply
+    found = sorted(zip(map(int, names.split()), counts.split(), strict=True))
+    groups = cache.directory(env.directory).groups
+    rows = []
+    for number, count in found[:limit]:
+        group = groups.get(number)
+        if group is None:
+            return None
+        before, after = lookups.around_count(env.number, group)
+        rows.append(b"%b%b%b" % (before, count, after))
+    cache.hits += len(rows)
+    if len(found) <= limit:
+        listed = b",".join(rows)
+        return b'{"count":%d,"next":null,"previous":null,"results":[%b]}' % (len(rows), listed)
+    around = Around(more=True, other=False, count=len(found))
+    page = number_page(rows, [number for number, _ in found[:limit]], around, None)
+    return walk.spliced(page, rows)
