@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 Written = TypeVar("Written")
 
+LIST = "members"
+"""What cursors of a group's members are bound to."""
+
 MANY = 10_000
 """Ids of one call at most (design 3.1)."""
 
@@ -166,7 +169,7 @@ class Members(Resource):
             narrowed = repr((query.profile_id, query.custom_id, query.include_inactive))
 
         async def read(number: int) -> tuple[Walk, Page[Member]]:
-            walk = walk_of(call, "members", target=b"%d" % number, query=narrowed)
+            walk = walk_of(call, LIST, target=b"%d" % number, query=narrowed)
             where = call.environment, number
             window = walk.cut(query.cursor), query.page_size
             if named is None:

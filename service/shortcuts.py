@@ -1,7 +1,8 @@
 """Shortcuts: the hot requests, answered on the shortest way that there is.
 
 Three questions are asked on every request of somebody's product: is this profile in this group (as
-a check of one pair, or as one membership), and which groups is it in. Where such a request comes
+a check of one pair, or as one membership), which groups is it in, and who is in a group (a first
+page of either). Where such a request comes
 whole, in the form that all clients use, with a token and an application that are known, it is
 answered here, between the bytes of the socket and those of the store: without the HTTP parser, the
 framework, a task or a coroutine. **Only what is answered with 200 and nothing special is answered
@@ -27,10 +28,11 @@ import msgspec
 
 from service import ids, lookups, members
 from service.cors import SHARED
-from service.cuts import Around, number_page
+from service.cuts import Around, member_page, number_page
 from service.endpoint import API, ENCODER, REQUEST_ID
 from service.paging import PAGE_SIZE, Walk, plain_origin
 from service.store_members import member_of
+from service.store_shortcuts import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,14 +54,15 @@ SCOPE = "members:read"
 
 _APPLICATION = rb" /api/v1/applications/([A-Za-z0-9_.~-]{1,255})"
 _UUID = rb"([0-9a-fA-F-]{36})"
+_PAGE_SIZE = rb"(?:\?page_size=([1-9][0-9]{0,2}|1000))?"
 _REQUEST = re.compile(
-    rb"(?:GET" + _APPLICATION + rb"/profiles/" + _UUID + rb"/profile-groups/?"
-    rb"(?:\?page_size=([1-9][0-9]{0,2}|1000))?"
-    rb"|GET" + _APPLICATION + rb"/profile-groups/" + _UUID + rb"/members/" + _UUID + rb"/?"
+    rb"(?:GET" + _APPLICATION + rb"/profiles/" + _UUID + rb"/profile-groups/?" + _PAGE_SIZE
+    + rb"|GET" + _APPLICATION + rb"/profile-groups/" + _UUID + rb"/members/?" + _PAGE_SIZE
+    + rb"|GET" + _APPLICATION + rb"/profile-groups/" + _UUID + rb"/members/" + _UUID + rb"/?"
     rb"|POST" + _APPLICATION + rb"/memberships/check/?"
     rb") HTTP/1\.1\r\n"
-)
-_CLIENT_ID = {2: 1, 3: 1, 6: 4, 7: 7}
+)  # fmt: skip
+_CLIENT_ID = {2: 1, 3: 1, 5: 4, 6: 4, 9: 7, 10: 10}
 """By the last group of the pattern that matched: the one that holds the client id."""
 _ANSWER = b"%bcontent-length: %d\r\ncontent-type: application/json\r\nx-request-id: %b\r\n\r\n%b"
 _END = b"\r\n\r\n"
@@ -172,7 +175,8 @@ class Shortcuts:
         groups = app.route("GET", f"{of}/profiles/{{pid}}/profile-groups"), self._ask_groups
         member = app.route("GET", f"{of}/profile-groups/{{gid}}/members/{{pid}}"), self._ask_member
         check = app.route("POST", f"{of}/memberships/check"), self._ask_check
-        self._kinds = {2: groups, 3: groups, 6: member, 7: check}
+        page = app.route("GET", f"{of}/profile-groups/{{gid}}/members"), self._ask_members
+        self._kinds = {2: groups, 3: groups, 5: page, 6: page, 9: member, 10: check}
 
     def take(self, connected: Connected, request: bytes) -> Shortcut | None:
         """Ask the store about a request, if there is a shortcut for it.
@@ -215,7 +219,7 @@ class Shortcuts:
 
     def _ask_member(self, shortcut: Shortcut, env: Environment, match: Match, _head: Head) -> bool:
         """Ask for one membership."""
-        profile_id, number = ids.parse(match[6].decode()), self._number(env, match[5].decode())
+        profile_id, number = ids.parse(match[9].decode()), self._number(env, match[8].decode())
         if profile_id is None or number is None:
             return False
         shortcut.make = functools.partial(_member_body, profile_id)
@@ -231,6 +235,16 @@ class Shortcuts:
         walk = Walk(env, link_with, lookups.LIST, profile_id)
         shortcut.make = functools.partial(_groups_body, store.cache, env, walk, limit)
         return store.shortcuts.read_groups_of(env, profile_id, shortcut)
+
+    def _ask_members(self, shortcut: Shortcut, env: Environment, match: Match, head: Head) -> bool:
+        """Ask for the first page of a group's members."""
+        number, limit = self._number(env, match[5].decode()), int(match[6] or PAGE_SIZE)
+        if number is None or limit > ROWS or len(env.partitions) > 1:
+            return False
+        link_with = functools.partial(self._link, shortcut, head.host)
+        walk = Walk(env, link_with, members.LIST, b"%d" % number)
+        shortcut.make = functools.partial(_members_body, env, walk)
+        return self.backend.store.shortcuts.read_first_members(env, number, limit, shortcut)
 
     def answer(self, shared: list[tuple[bytes, bytes]], request_id: bytes, body: bytes) -> bytes:
         """Write an answer as the ordinary way does, with this JSON as its body.
@@ -346,6 +360,20 @@ def _member_body(profile_id: bytes, reply: Any) -> bytes | None:
     if type(reply) is not list or reply[0] is None:
         return None
     return ENCODER.encode(members.body_of(member_of(profile_id, *reply)))
+
+
+def _members_body(env: Environment, walk: Walk, reply: Any) -> bytes | None:
+    """Make the first page of a group's members of what `read_first_members.lua` replied."""
+    if type(reply) is not list:
+        return None
+    count, more, mixed, joined, names = reply
+    unmixed, times = ids.split(env.mixer.unmix(mixed)), joined.split()
+    names = names or [None] * (2 * len(times))
+    told = zip(unmixed, times, names[::2], names[1::2], strict=True)
+    bodies = [members.body_of(member_of(*each)) for each in told]
+    places = [(0, mixed[-ids.SIZE :])] if bodies else []
+    around = Around(more=bool(more), other=False, count=int(count))
+    return walk.body(member_page(bodies, places, around, None), bodies)
 
 
 def _groups_body(

@@ -1,4 +1,4 @@
-"""The shortest way to the store: three read scripts, packed by hand, whose replies go to a waiter.
+"""The shortest way to the store: four read scripts, packed by hand, whose replies go to a waiter.
 
 What is asked on every request of somebody's product is asked here without a coroutine, a future or
 a retry: one command leaves on the link that is open, with all others of this turn of the event
@@ -23,12 +23,16 @@ FEW = 500
 """Groups of a profile up to which there is a shortcut: 1 ms of the store."""
 
 BEGINNINGS = 10_000
-"""Beginnings of commands that are remembered: three for each partition that is asked."""
+"""Beginnings of commands that are remembered: four for each partition that is asked."""
+
+ROWS = 125
+"""Members of a first page up to which there is one: 1 ms of the store."""
 
 _NONE = None, b""
 _KINDS = {
     "check_members": ("state", "erasing"),
     "get_members": ("state", "erasing"),
+    "read_first_members": ("state", "shape", "count"),
     "read_groups_of": ("state", "count", "erasing"),
 }
 _FEW = b"$16\r\n%%b\r\n$%d\r\n%d\r\n" % (len(str(FEW)), FEW)
@@ -57,6 +61,15 @@ class ShortcutStore:
         group = b"%d" % number
         tail = b"$%d\r\n%b\r\n$1\r\n0\r\n$16\r\n%b\r\n" % (len(group), group, mixed)
         return self._ask("get_members", tag, 3, tail, waiter)
+
+    def read_first_members(self, env: Environment, number: int, limit: int, waiter: Waiter) -> bool:
+        """Ask for the first page of a group's members, of up to ROWS: `read_first_members.lua`.
+
+        Only where the environment has one partition.
+        """
+        group, rows = b"%d" % number, b"%d" % limit
+        tail = b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(group), group, len(rows), rows)
+        return self._ask("read_first_members", env.partitions[0], 2, tail, waiter)
 
     def read_groups_of(self, env: Environment, id16: bytes, waiter: Waiter) -> bool:
         """Ask for all groups of a profile, if it is in few; `read_groups_of.lua` replies.

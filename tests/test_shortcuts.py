@@ -47,6 +47,9 @@ class World:
             others = b"".join(ids.new() for _ in range(n % 3))
             await self.store.members.add_members(self.env, group.number, self.me + others)
             self.groups.append(group)
+        self.large = self.groups[3]
+        crowd = b"".join(ids.new() for _ in range(150))
+        await self.store.members.add_members(self.env, self.large.number, crowd)
         self.token = await self.minted("members:read")
         return self
 
@@ -72,6 +75,9 @@ class World:
         return self.request(
             "GET", f"{GROUPS}/{gid}/members/{ids.text(id16 or self.me)}/", **options
         )
+
+    def members(self, query="", **options):
+        return self.request("GET", f"{GROUPS}/{self.large.id}/members/{query}", **options)
 
     def check(self, group=None, id16=None, **options):
         gid = group or self.groups[0].id
@@ -156,6 +162,8 @@ async def test_the_hot_requests_take_the_shortcut_once_all_is_known(world, serve
         world.groups_of(),
         world.groups_of(query="?page_size=100"),
         world.member(),
+        world.members(),
+        world.members("?page_size=125"),
         world.check(),
         world.check(id16=world.nobody),
         world.check(lines=["X-Request-Id: my-own"]),
@@ -178,6 +186,11 @@ async def test_what_is_answered_is_the_same_on_both_ways(world, servers_of):
     other = await world.minted("groups:read")
     pid, gid = ids.text(world.me), world.groups[0].id
     pair = {"profile_id": pid, "group_id": gid}
+    empty = await world.store.groups.create_group(world.env, NewGroup(name="empty"))
+    named = await world.api.admin.group("named")
+    custom_ids = {"custom_ids": ['é "1"', "2"]}
+    await world.api.admin.post(f"{GROUPS}/{named}/members/", custom_ids)
+    await world.api.admin.post(f"{GROUPS}/{named}/members/", {"profile_ids": [pid]})
     asked = {
         "groups": world.groups_of(),
         "a page": world.groups_of(query="?page_size=7"),
@@ -193,6 +206,14 @@ async def test_what_is_answered_is_the_same_on_both_ways(world, servers_of):
         "hyphens elsewhere": world.request(
             "GET", f"{DEMO}/profiles/{pid[:9]}{pid[8:17]}{pid[18:]}/profile-groups/"
         ),
+        "members": world.members(),
+        "members of one page": world.members("?page_size=151"),
+        "a page of members": world.members("?page_size=125"),
+        "fields of members": world.members("?fields=id"),
+        "members of no group": world.request("GET", f"{GROUPS}/{pid}/members/"),
+        "a group of few": world.request("GET", f"{GROUPS}/{gid}/members/?page_size=7"),
+        "a group of nobody": world.request("GET", f"{GROUPS}/{empty.id}/members/"),
+        "members with names": world.request("GET", f"{GROUPS}/{named}/members/"),
         "a member": world.member(),
         "no member": world.member(id16=world.nobody),
         "no group": world.request("GET", f"{GROUPS}/{pid}/members/{pid}/"),
@@ -243,6 +264,26 @@ async def test_what_is_answered_is_the_same_on_both_ways(world, servers_of):
                 await connections.answers(each)
 
 
+async def test_a_first_page_of_members_leads_on(world, servers_of, ordinary):
+    async with connected(servers_of[0]) as (reader, writer):
+        for _ in range(4):
+            ordinary.clear()
+            writer.write(world.members("?page_size=40"))
+            _, page = await one(reader)
+            if not ordinary:
+                break
+            await asyncio.sleep(0.5)
+        assert [] == ordinary
+        seen = []
+        while True:
+            seen += [row["id"] for row in page["results"]]
+            if page["next"] is None:
+                break
+            writer.write(world.request("GET", page["next"].removeprefix("http://belong.test")))
+            _, page = await one(reader)
+    assert 151 == page["count"] == len(seen) == len(set(seen))
+
+
 async def test_a_link_of_a_first_page_leads_on(world, servers_of, ordinary):
     seen = []
     async with connected(servers_of[0]) as (reader, writer):
@@ -290,6 +331,7 @@ def test_however_requests_arrive_both_answer_the_same(both_at_once, data):
     loop, world, both = both_at_once
     whole = [
         world.groups_of(),
+        world.members(),
         world.member(),
         world.member(id16=world.nobody),
         world.check(),

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service import keys, scripts
+from service import ids, keys, scripts
 from service.groups import GroupChanges, NewGroup
 from service.lane import ReplyError
 
@@ -127,3 +127,28 @@ async def test_without_a_link_nothing_is_asked(store, env, number):
     assert [2] == await store.members.count_members(env, [number])
     assert store.shortcuts.check_member(env, number, ME, told)
     assert b"1" == await told.next()
+
+
+@pytest.mark.parametrize("partitions", [1], ids=["one-partition"])
+async def test_a_first_page_is_what_the_list_begins_with(store, env, number):
+    told = Told()
+    [named] = await store.profiles.resolve_identities(env, "customer_id", ["mine"], create=True)
+    for crowd, limit in ((0, 10), (0, 1), (40, 42), (200, 125)):
+        await store.members.add_members(env, number, b"".join(ids.new() for _ in range(crowd)))
+        assert store.shortcuts.read_first_members(env, number, limit, told)
+        count, more, mixed, times, names = await told.next()
+        page = await store.members.list_members(env, number, None, limit)
+        assert page.count == int(count)
+        assert (page.last is not None) == bool(more)
+        assert [row.id for row in page.rows] == ids.split(env.mixer.unmix(mixed))
+        assert [row.joined_at_us for row in page.rows] == list(map(int, times.split()))
+        assert [] == names
+    await store.members.add_members(env, number, named)
+    while named not in {row.id for row in page.rows}:
+        await store.members.remove_members(env, number, b"".join(row.id for row in page.rows))
+        page = await store.members.list_members(env, number, None, 125)
+    assert store.shortcuts.read_first_members(env, number, 125, told)
+    *_, names = await told.next()
+    assert [row.custom_id for row in page.rows] == [each and each.decode() for each in names[1::2]]
+    assert store.shortcuts.read_first_members(env, number + 2, 10, told)
+    assert None is await told.next()
