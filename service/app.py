@@ -146,8 +146,7 @@ def create_app(
     backend = Backend(config, store, counters)
     backend.operations = tuple(operations())
     app = RecordingApp(counters, config.request_log)
-    if config.request_log != "all":
-        app.shortcuts = Shortcuts(app, backend)
+    app.shortcuts = Shortcuts(app, backend)
     counters.sources.append(backend.tell)
     if store is None:
         app.add_middleware(_Lifespan(backend))

@@ -16,7 +16,7 @@ import logging
 import secrets
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import falcon.asgi
 import msgspec
@@ -41,6 +41,18 @@ _FAILED = 400
 _UNANSWERED = 0
 _CLOSING = ((b"retry-after", b"1"), (b"connection", b"close"))
 log = logging.getLogger(__name__)
+
+
+class Answered(NamedTuple):
+    """What every line of the log says."""
+
+    request_id: bytes
+    method: str
+    template: str | None
+    """The route; None where there is none."""
+    path: bytes
+    status: int
+    elapsed_ns: int
 
 
 class Note:
@@ -89,10 +101,12 @@ class Note:
 class Route:
     """What was counted of one method of one route: answers by status, and how long they took."""
 
-    __slots__ = ("buckets", "nanoseconds", "statuses")
+    __slots__ = ("buckets", "method", "nanoseconds", "statuses", "template")
 
-    def __init__(self) -> None:
+    def __init__(self, method: str, template: str | None) -> None:
         """Begin with nothing."""
+        self.method = method
+        self.template = template
         self.statuses: dict[int, int] = {}
         self.buckets = [0] * 64
         self.nanoseconds = 0
@@ -124,7 +138,7 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
         beginning = secrets.token_hex(8).encode()
         self.ids = map((beginning + b"-%x").__mod__, itertools.count(1))
         self.shortcuts: Shortcuts | None = None
-        """Where the hottest requests are answered; None where each request is to be logged."""
+        """Where the hottest requests are answered."""
         counters.sources.append(self._tell)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:  # type: ignore[override]
@@ -191,20 +205,31 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
         if method not in _METHODS:
             # What a client makes up is not remembered.
             method = NO_METHOD
-        return self._routes.setdefault((method, template), Route())
+        return self._routes.setdefault((method, template), Route(method, template))
+
+    def logs(self, status: int) -> bool:
+        """Whether there is a line in the log of an answer with this status."""
+        return status >= self._logged_from
+
+    def write_line(self, answered: Answered, line: dict[str, object]) -> None:
+        """Write the line of an answer; `line` holds what else is known of the request."""
+        known: dict[str, object] = {
+            "time": stamp(time.time()),
+            "request_id": answered.request_id.decode(),
+            "method": answered.method,
+            "route": answered.template or NO_ROUTE,
+            "path": answered.path.decode("latin-1"),
+            "status": answered.status,
+            "duration_ms": answered.elapsed_ns // 1000 / 1000,
+        }
+        self.log.write(known | line)
 
     def _log(self, scope: dict[str, Any], note: Note, elapsed_ns: int) -> None:
         req = note.req
         path = scope.get("raw_path") or scope["path"].encode()
-        line: dict[str, object] = {
-            "time": stamp(time.time()),
-            "request_id": note.request_id.decode(),
-            "method": scope["method"],
-            "route": NO_ROUTE if req is None else req.uri_template or NO_ROUTE,
-            "path": path.decode("latin-1"),
-            "status": note.status,
-            "duration_ms": elapsed_ns // 1000 / 1000,
-        }
+        template = None if req is None else req.uri_template
+        method = scope["method"]
+        line: dict[str, object] = {}
         if (length := dict(note.headers).get(b"content-length")) is not None:
             line["bytes"] = int(length)
         if req is not None:
@@ -213,7 +238,8 @@ class RecordingApp(falcon.asgi.App[Request, falcon.asgi.Response]):
                 line["application"], line["caller"] = req.admitted
         if note.status >= _FAILED and note.body.startswith(b"{"):
             line["error"] = msgspec.Raw(note.body)
-        self.log.write(line)
+        answered = Answered(note.request_id, method, template, path, note.status, elapsed_ns)
+        self.write_line(answered, line)
 
     def _tell(self, to: Snapshot) -> None:
         """Write what was counted into a snapshot."""

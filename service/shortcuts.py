@@ -6,9 +6,10 @@ page of either). Where such a request comes
 whole, in the form that all clients use, with a token and an application that are known, it is
 answered here, between the bytes of the socket and those of the store: without the HTTP parser, the
 framework, a task or a coroutine. **Only what is answered with 200 and nothing special is answered
-here.** Everything else, be it seen in the request or in the store's reply, is handed to the
-ordinary way from its first byte: these requests only read, so that is safe, and errors have one
-place. Whatever is answered is the same on both ways, byte for byte (a test holds them together).
+here**, and, with 404, that a profile is no member. Everything else, be it seen in the request or in
+the store's reply, is handed to the ordinary way from its first byte: these requests only read, so
+that is safe, and errors have one place. Whatever is answered is the same on both ways, byte for
+byte (a test holds them together).
 
 What belongs to the connection is the business of `api_process`, which route says what that of
 `lookups` and `members`, and the commands that leave that of `store_shortcuts`.
@@ -30,7 +31,10 @@ from service import ids, lookups, members
 from service.cors import SHARED
 from service.cuts import Around, member_page, number_page
 from service.endpoint import API, ENCODER, REQUEST_ID
+from service.errors import NotFound
+from service.faces import error_body
 from service.paging import PAGE_SIZE, Walk, plain_origin
+from service.record import Answered
 from service.store_members import member_of
 from service.store_shortcuts import ROWS
 
@@ -65,6 +69,8 @@ _REQUEST = re.compile(
 _CLIENT_ID = {2: 1, 3: 1, 5: 4, 6: 4, 9: 7, 10: 10}
 """By the last group of the pattern that matched: the one that holds the client id."""
 _ANSWER = b"%bcontent-length: %d\r\ncontent-type: application/json\r\nx-request-id: %b\r\n\r\n%b"
+_OK, _NOT_FOUND = HTTPStatus.OK, HTTPStatus.NOT_FOUND
+_NO_MEMBER = error_body(f"{API}/", NotFound.status, str(NotFound()), NotFound.code, None)
 _END = b"\r\n\r\n"
 _ONCE = frozenset((b"authorization", b"host", b"content-length", b"x-request-id"))
 _BEYOND = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
@@ -81,6 +87,7 @@ class Connected(Protocol):
     """The connection that a request came on."""
 
     scheme: Literal["http", "https"] | None
+    client: tuple[str, int] | None
     server_state: ServerState
 
     def answered(self, shortcut: Shortcut, answer: bytes | None) -> None:
@@ -95,6 +102,13 @@ class Head(NamedTuple):
     length: int
     """Of the body, in bytes."""
     request_id: bytes | None
+
+
+class Admitted(NamedTuple):
+    """What a request is admitted to, and whose requests it is counted with."""
+
+    env: Environment
+    caller: str
 
 
 class _Pair(msgspec.Struct, forbid_unknown_fields=True):
@@ -112,20 +126,35 @@ _decode_pairs = msgspec.json.Decoder(_Pairs).decode
 class Shortcut:
     """One request on its way: who waits for the store's reply, and what is made of it."""
 
-    __slots__ = ("_began", "_hot", "_request_id", "connected", "make", "request", "route")
+    __slots__ = (
+        "_began",
+        "_hot",
+        "_request_id",
+        "admitted",
+        "connected",
+        "make",
+        "request",
+        "route",
+    )
 
     make: Callable[[Any], bytes | None]
     """Makes a body of the store's reply; None where that is not as usual."""
     route: Route
 
     def __init__(
-        self, hot: Shortcuts, connected: Connected, request: bytes, request_id: bytes | None
+        self,
+        hot: Shortcuts,
+        connected: Connected,
+        request: bytes,
+        request_id: bytes | None,
+        admitted: Admitted,
     ) -> None:
         """Begin to answer."""
         self._began = time.perf_counter_ns()
         self._hot = hot
-        self.connected = connected
         self._request_id = request_id
+        self.admitted = admitted
+        self.connected = connected
         self.request = request
 
     def done(self) -> bool:
@@ -149,16 +178,34 @@ class Shortcut:
                 hot.backend.store.shortcuts.refused()
             self.connected.answered(self, None)
             return
-        # Noted first: who has the answer may ask at once what was counted.
-        self.route.note(HTTPStatus.OK, time.perf_counter_ns() - self._began)
+        status = _NOT_FOUND if body is _NO_MEMBER else _OK
         request_id = self._request_id or next(hot.app.ids)
+        # Noted first: who has the answer may ask at once what was counted.
+        elapsed_ns = time.perf_counter_ns() - self._began
+        self.route.note(status, elapsed_ns)
+        if hot.app.logs(status):
+            self._log(request_id, status, body, elapsed_ns)
         shared = self.connected.server_state.default_headers
-        self.connected.answered(self, hot.answer(shared, request_id, body))
+        self.connected.answered(self, hot.answer(status, shared, request_id, body))
 
     def set_exception(self, _error: BaseException, /) -> None:
         """Take that no reply will come: the ordinary way asks again, and says why not."""
         self._hot.app.in_flight -= 1
         self.connected.answered(self, None)
+
+    def _log(self, request_id: bytes, status: int, body: bytes, elapsed_ns: int) -> None:
+        path, _, _ = self.request.split(b" ", 2)[1].partition(b"?")
+        route, client = self.route, self.connected.client
+        line = {
+            "bytes": len(body),
+            "remote": "127.0.0.1" if client is None else client[0],
+            "application": self.admitted.env.client_id,
+            "caller": self.admitted.caller,
+        }
+        if status != _OK:
+            line["error"] = msgspec.Raw(body)
+        answered = Answered(request_id, route.method, route.template, path, status, elapsed_ns)
+        self._hot.app.write_line(answered, line)
 
 
 class Shortcuts:
@@ -169,8 +216,8 @@ class Shortcuts:
         self.app = app
         self.backend = backend
         self._heads: dict[bytes, Head] = {}
-        self._written: list[tuple[bytes, bytes]] = []
-        self._beginning = b""
+        self._shared: list[tuple[bytes, bytes]] = []
+        self._beginnings: dict[int, bytes] = {}
         of = f"{API}/applications/{{cid}}"
         groups = app.route("GET", f"{of}/profiles/{{pid}}/profile-groups"), self._ask_groups
         member = app.route("GET", f"{of}/profile-groups/{{gid}}/members/{{pid}}"), self._ask_member
@@ -195,12 +242,12 @@ class Shortcuts:
         if head is None or head.length != len(request) - end:
             return None
         kind = match.lastindex or 0
-        env = self._admitted(head, match[_CLIENT_ID[kind]])
-        if env is None:
+        admitted = self._admitted(head, match[_CLIENT_ID[kind]])
+        if admitted is None:
             return None
-        shortcut = Shortcut(self, connected, request, head.request_id)
+        shortcut = Shortcut(self, connected, request, head.request_id, admitted)
         shortcut.route, ask = self._kinds[kind]
-        if not ask(shortcut, env, match, head):
+        if not ask(shortcut, admitted.env, match, head):
             return None
         self.app.in_flight += 1
         return shortcut
@@ -246,19 +293,24 @@ class Shortcuts:
         shortcut.make = functools.partial(_members_body, env, walk)
         return self.backend.store.shortcuts.read_first_members(env, number, limit, shortcut)
 
-    def answer(self, shared: list[tuple[bytes, bytes]], request_id: bytes, body: bytes) -> bytes:
+    def answer(
+        self, status: int, shared: list[tuple[bytes, bytes]], request_id: bytes, body: bytes
+    ) -> bytes:
         """Write an answer as the ordinary way does, with this JSON as its body.
 
         :param shared: headers of all answers: a list that is never changed, only replaced
         """
-        if self._written is not shared:
-            self._written = shared
-            lines = [b"%b: %b\r\n" % header for header in shared]
-            self._beginning = b"".join([b"HTTP/1.1 200 OK\r\n", *lines, SHARED])
-        return _ANSWER % (self._beginning, len(body), request_id, body)
+        if self._shared is not shared:
+            self._shared = shared
+            lines = b"".join([b"%b: %b\r\n" % header for header in shared])
+            self._beginnings = {
+                each: b"HTTP/1.1 %d %b\r\n%b%b" % (each, each.phrase.encode(), lines, SHARED)
+                for each in (_OK, _NOT_FOUND)
+            }
+        return _ANSWER % (self._beginnings[status], len(body), request_id, body)
 
-    def _admitted(self, head: Head, client_id: bytes) -> Environment | None:
-        """Give the environment that a request is admitted to, if that is known and takes nothing.
+    def _admitted(self, head: Head, client_id: bytes) -> Admitted | None:
+        """Give what a request is admitted to, and whose it is, if that is known and takes nothing.
 
         As `admission` does it; whom it refuses, or has to ask the store about, is sent there.
         """
@@ -273,7 +325,7 @@ class Shortcuts:
             or application.requests_per_second is not None
         ):
             return None
-        return application.production
+        return Admitted(application.production, principal.caller)
 
     def _number(self, env: Environment, gid: str) -> int | None:
         """Give the number of a group by its id, if that is known."""
@@ -356,9 +408,11 @@ def read_head(headers: bytes) -> Head | None:
 
 
 def _member_body(profile_id: bytes, reply: Any) -> bytes | None:
-    """Make the body of one membership of what `get_members.lua` replied."""
-    if type(reply) is not list or reply[0] is None:
+    """Make the answer about one membership of what `get_members.lua` replied."""
+    if type(reply) is not list:
         return None
+    if reply[0] is None:
+        return _NO_MEMBER
     return ENCODER.encode(members.body_of(member_of(profile_id, *reply)))
 
 

@@ -168,6 +168,7 @@ async def test_the_hot_requests_take_the_shortcut_once_all_is_known(world, serve
         world.check(id16=world.nobody),
         world.check(lines=["X-Request-Id: my-own"]),
         world.request("GET", f"{GROUPS}/{world.groups[1].id}/members/{ids.text(world.me)}"),
+        world.member(id16=world.nobody),
     ]
     async with connected(servers_of[0]) as (reader, writer):
         # What is known is forgotten once, when the near-cache first reads the directory's version.
@@ -175,7 +176,7 @@ async def test_the_hot_requests_take_the_shortcut_once_all_is_known(world, serve
             ordinary.clear()
             for each in asked:
                 writer.write(each)
-                assert 200 == (await one(reader))[0]
+                assert (200 if each is not asked[-1] else 404) == (await one(reader))[0]
             if not ordinary:
                 break
             await asyncio.sleep(0.5)
@@ -406,9 +407,37 @@ async def test_shortcuts_are_counted_as_the_others_are(world, servers_of):
     assert 0 == told.gauges["belong_http_requests_in_flight"]
 
 
-async def test_a_process_that_logs_all_requests_takes_no_shortcut(world, capfd):
-    app = create_app(Config(request_log="all"), world.store)
-    assert app.shortcuts is None
+async def test_the_log_says_the_same_of_both_ways(world, capfd):
+    asked = [world.check(), world.member(), world.member(id16=world.nobody), world.groups_of()]
+    asked.append(world.members("?page_size=7"))
+    found = []
+    for shortcuts_on in (True, False):
+        app = create_app(Config(request_log="all"), world.store)
+        if not shortcuts_on:
+            app.shortcuts = None
+        async with listening(app) as server, connected(server) as (reader, writer):
+            for each in asked * 3:
+                writer.write(each)
+                await one(reader)
+        app.log.close()
+        lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines()]
+        for line in lines:
+            for name in ("time", "request_id", "duration_ms"):
+                line.pop(name)
+        found.append(lines)
+    assert 15 == len(found[0])
+    assert found[0] == found[1]
+
+
+async def test_only_errors_are_logged_unless_all_are_to_be(world, capfd):
+    app = create_app(Config(request_log="errors"), world.store)
+    async with listening(app) as server, connected(server) as (reader, writer):
+        for each in (world.member(), world.member(id16=world.nobody)) * 3:
+            writer.write(each)
+            await one(reader)
+    app.log.close()
+    lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines()]
+    assert [404] * 3 == [line["status"] for line in lines]
 
 
 class Held:
