@@ -20,6 +20,8 @@ from service.scripts import plain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from service.lane import Link
+
 POLL_SECONDS = 0.01
 ABOUT = b"redis_version:7.0.0\r\nmaxmemory_policy:noeviction\r\ncluster_enabled:0\r\n"
 """What INFO says: fakeredis has none."""
@@ -118,8 +120,12 @@ def server(name: str) -> FakeServer:
     return _servers.setdefault(name, FakeServer())
 
 
-def connect(name: str, link: asyncio.Protocol) -> None:
-    """Give a link its transport to the server of that name."""
+def connect(name: str, link: Link) -> None:
+    """Give a link its transport to the server of that name.
+
+    It is this process itself that is slow, if anything is: nobody gives it up.
+    """
+    link.patience_seconds = 60.0
     link.connection_made(FakeTransport(server(name), link))
 
 

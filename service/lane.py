@@ -157,7 +157,8 @@ class Link(asyncio.Protocol):
         self.pending: deque[Waiter] = deque()
         self.on_loss: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._timeout = timeout_seconds
+        self.patience_seconds = timeout_seconds
+        """How long nothing may be heard while somebody waits."""
         self._stats = stats
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
@@ -184,7 +185,7 @@ class Link(asyncio.Protocol):
         if not pending:
             self._heard = self._loop.time()
             if self._watch is None:
-                self._watch = self._loop.call_later(self._timeout, self._check, 0.0)
+                self._watch = self._loop.call_later(self.patience_seconds, self._check, 0.0)
         pending.append(waiter)
         self._leave(command)
 
@@ -267,7 +268,7 @@ class Link(asyncio.Protocol):
         self._watch = None
         if not self.pending:
             return
-        left = self._timeout - (self._loop.time() - self._heard)
+        left = self.patience_seconds - (self._loop.time() - self._heard)
         if left > 0:
             self._watch = self._loop.call_later(left, self._check, 0.0)
         elif overdue_since != self._heard:

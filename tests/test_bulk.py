@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +40,7 @@ from service.verify import verify
 from tests import backings
 from tests.client import DEMO, GROUPS, P1, P2, Api, Client, opened
 from tests.conftest import start
+from tests.listening import listening
 from tests.serving import ROOT, Serving, eventually
 
 if TYPE_CHECKING:
@@ -1261,12 +1261,12 @@ async def test_a_client_that_reads_nothing_is_dropped_in_time_and_others_are_ser
 ) -> None:
     """Its results fill every buffer, then nothing more is read of it, then it is gone."""
     monkeypatch.setattr(api_process, "STALLED_SECONDS", 1.0)
-    async with opened(valkey.url) as api, on_loopback(api) as address:
+    async with opened(valkey.url) as api, listening(api.conductor.app) as server:
         group = await api.admin.group()
         piece = next(many(group, 1000, profiles=1))
 
         def send_alone() -> int:
-            with socket.create_connection(address, timeout=60) as one:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as one:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 head = [
                     f"POST {BULK}?results=all HTTP/1.1",
@@ -1296,25 +1296,3 @@ async def test_a_client_that_reads_nothing_is_dropped_in_time_and_others_are_ser
         async with asyncio.timeout(10):
             while any("Work." in repr(task) for task in asyncio.all_tasks()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-
-
-@contextlib.asynccontextmanager
-async def on_loopback(api: Api) -> AsyncIterator[tuple[str, int]]:
-    """Serve the application in this process, as an API process does."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(
-            api.conductor.app,
-            interface="asgi3",
-            http=api_process._Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-        )
-        server = uvicorn.Server(config)
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        serving = asyncio.create_task(server.serve([listening]))
-        try:
-            yield listening.getsockname()
-        finally:
-            server.should_exit = True
-            await serving
