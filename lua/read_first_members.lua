@@ -32,7 +32,7 @@ local more = #ids > limit and 1 or 0
 if more == 1 then ids[#ids] = nil end
 local times, records, names = {}, {}, {}
 for i = 1, #ids do
-  times[i] = call('HGET', tag .. ':m:' .. ids[i], group)
+  times[i] = call('HGET', tag .. ':m:' .. ids[i], group) or '0'
   records[i] = tag .. ':profile:' .. ids[i]
 end
 if count_existing(records) > 0 then

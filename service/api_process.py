@@ -219,6 +219,7 @@ class _Protocol(HttpToolsProtocol):
     _patience: float = BODY_SECONDS
     _rest: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None
     _shortcut: Shortcut | None = None
     _later = b""
     _answered_at = 0.0
@@ -270,12 +271,20 @@ class _Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
             self.data_received(later)
 
+    def abort(self) -> None:
+        """Drop the client."""
+        self.transport.abort()
+
     def _parse(self, data: bytes) -> None:
         before = self.cycle
         self._data = data
         super().data_received(data)
         self._data = b""
         cycle = self.cycle
+        if cycle is None and self.scope is None:
+            # Empty lines before the first request: it has not begun.
+            self._stay()
+            return
         if cycle is None or cycle.scope is not self.scope:
             if not self._head or cycle is not before:
                 self._head = 0
@@ -292,6 +301,15 @@ class _Protocol(HttpToolsProtocol):
             self._heard = self.loop.time()
             if self._rest is None:
                 self._wait_for_rest(self._patience, self._check_body, cycle)
+        elif cycle.response_complete:
+            self._stay()
+
+    def _stay(self) -> None:
+        """Wait for the next request, for which anything that came has ended the waiting."""
+        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _wait_for_rest(self, seconds: float, then: Callable[..., None], *given: Any) -> None:
         self._stop_waiting()
@@ -360,6 +378,10 @@ class _Protocol(HttpToolsProtocol):
             raise ValueError("no version of HTTP that we speak")  # uvicorn answers 400
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch(self.transport.get_write_buffer_size())
@@ -392,8 +414,12 @@ class _Protocol(HttpToolsProtocol):
         self._unwatch()
         self._stop_waiting()
         self._unset_keepalive_if_required()
-        # What was sent ahead has nobody to be answered to.
+        # What was sent ahead has nobody to be answered to; what is being answered is not the
+        # last that came, which is all that uvicorn tells.
         self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def _should_upgrade(self) -> bool:

@@ -184,25 +184,28 @@ def origin(request: falcon.asgi.Request, config: Config) -> str:
 
     :raises Invalid: the Host header is no host.
     """
+    forwarded = request.get_header("x-forwarded-proto"), request.get_header("x-forwarded-host")
+    return origin_of(config, request.remote_addr, request.scheme, request.netloc, *forwarded)
+
+
+def origin_of(
+    config: Config,
+    peer: str,
+    scheme: str,
+    host: str,
+    forwarded_scheme: str | None,
+    forwarded_host: str | None,
+) -> str:
+    """Give the same of what a request says."""
     if config.public_url:
         return config.public_url.rstrip("/")
-    scheme, host = request.scheme, request.netloc
     proxies = config.trusted_proxies
-    if proxies and _is_trusted(request.remote_addr, proxies):
-        scheme = _nearest(request.get_header("x-forwarded-proto")) or scheme
-        host = _nearest(request.get_header("x-forwarded-host")) or host
+    if proxies and _is_trusted(peer, proxies):
+        scheme = _nearest(forwarded_scheme) or scheme
+        host = _nearest(forwarded_host) or host
     if not _HOST.fullmatch(host) or scheme not in ("http", "https"):
         message = "The Host header is not a host, or the scheme is neither http nor https."
         raise Invalid(message)
-    return f"{scheme}://{host}"
-
-
-def plain_origin(scheme: str, host: str, config: Config) -> str | None:
-    """Give the same where no proxies are trusted; None where they are, or the host is none."""
-    if config.public_url:
-        return config.public_url.rstrip("/")
-    if config.trusted_proxies or not _HOST.fullmatch(host):
-        return None
     return f"{scheme}://{host}"
 
 

@@ -31,9 +31,10 @@ from service import ids, lookups, members
 from service.cors import SHARED
 from service.cuts import Around, member_page, number_page
 from service.endpoint import API, ENCODER, REQUEST_ID
-from service.errors import NotFound
+from service.errors import Invalid, NotFound
 from service.faces import error_body
-from service.paging import PAGE_SIZE, Walk, plain_origin
+from service.lane import ReplyError
+from service.paging import PAGE_SIZE, Walk, origin_of
 from service.record import Answered
 from service.store_members import member_of
 from service.store_shortcuts import ROWS
@@ -56,6 +57,11 @@ HEAD_BYTES = 2048
 """A longer one is not remembered, and read anew each time."""
 SCOPE = "members:read"
 
+LONGEST_LENGTH = 15
+"""Digits of a `Content-Length`: Python refuses to read thousands of them, with an exception."""
+UNKNOWN = "127.0.0.1"
+"""The address of a client that has none, as Falcon gives it."""
+
 _APPLICATION = rb" /api/v1/applications/([A-Za-z0-9_.~-]{1,255})"
 _UUID = rb"([0-9a-fA-F-]{36})"
 _PAGE_SIZE = rb"(?:\?page_size=([1-9][0-9]{0,2}|1000))?"
@@ -72,15 +78,18 @@ _ANSWER = b"%bcontent-length: %d\r\ncontent-type: application/json\r\nx-request-
 _OK, _NOT_FOUND = HTTPStatus.OK, HTTPStatus.NOT_FOUND
 _NO_MEMBER = error_body(f"{API}/", NotFound.status, str(NotFound()), NotFound.code, None)
 _END = b"\r\n\r\n"
-_ONCE = frozenset((b"authorization", b"host", b"content-length", b"x-request-id"))
+_ONCE = (
+    b"authorization",
+    b"host",
+    b"content-length",
+    b"x-request-id",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+)
 _BEYOND = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
 _CHECKED = {letter: lookups.ANSWERS[letter[0]] for letter in (b"1", b"0")}
 
 log = logging.getLogger(__name__)
-
-
-class Unknown(Exception):
-    """What an answer needs is not at hand here."""
 
 
 class Connected(Protocol):
@@ -93,6 +102,9 @@ class Connected(Protocol):
     def answered(self, shortcut: Shortcut, answer: bytes | None) -> None:
         """Send an answer; None: the request of the shortcut goes the ordinary way."""
 
+    def abort(self) -> None:
+        """Drop the client."""
+
 
 class Head(NamedTuple):
     """What the headers of a request say, as far as it matters here."""
@@ -102,6 +114,8 @@ class Head(NamedTuple):
     length: int
     """Of the body, in bytes."""
     request_id: bytes | None
+    forwarded_scheme: str | None
+    forwarded_host: str | None
 
 
 class Admitted(NamedTuple):
@@ -132,6 +146,7 @@ class Shortcut:
         "_request_id",
         "admitted",
         "connected",
+        "hits",
         "make",
         "request",
         "route",
@@ -155,6 +170,8 @@ class Shortcut:
         self._request_id = request_id
         self.admitted = admitted
         self.connected = connected
+        self.hits = 0
+        """What the near-cache knew of what was asked; counted where that was of use."""
         self.request = request
 
     def done(self) -> bool:
@@ -163,42 +180,57 @@ class Shortcut:
 
     def set_result(self, reply: Any, /) -> None:
         """Take the store's reply, and answer."""
+        self._end(reply)
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Take that no reply will come: the ordinary way asks again, and says why not."""
+        self._end(error)
+
+    def _end(self, reply: Any) -> None:
         hot = self._hot
         hot.app.in_flight -= 1
-        body = None
         try:
-            body = self.make(reply)
-        except Unknown:
-            pass
+            if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
+                hot.backend.store.shortcuts.forgotten()
+            body = None if isinstance(reply, BaseException) else self._made(reply)
+            answer = None if body is None else self._answer(body)
+            self.connected.answered(self, answer)
         except Exception:
-            # Others wait behind this one for their replies, and the ordinary way can tell more.
+            # Others wait behind this one for their replies: what is wrong with it is its own.
+            log.exception("the shortcut for %r failed", self.request[:200])
+            self.connected.abort()
+        # It holds this one in turn.
+        del self.make
+
+    def _made(self, reply: Any) -> bytes | None:
+        try:
+            return self.make(reply)
+        except Invalid:
+            pass  # Who we are for this client cannot be said: the ordinary way tells it.
+        except Exception:
             log.exception("no shortcut for %r", self.request[:200])
-        if body is None:
-            if isinstance(reply, Exception):
-                hot.backend.store.shortcuts.refused()
-            self.connected.answered(self, None)
-            return
+        return None
+
+    def _answer(self, body: bytes) -> bytes:
+        """Note the request, and write the answer."""
+        hot = self._hot
         status = _NOT_FOUND if body is _NO_MEMBER else _OK
         request_id = self._request_id or next(hot.app.ids)
         # Noted first: who has the answer may ask at once what was counted.
         elapsed_ns = time.perf_counter_ns() - self._began
         self.route.note(status, elapsed_ns)
+        if self.hits and hot.backend.is_open:
+            hot.backend.store.cache.hits += self.hits
         if hot.app.logs(status):
             self._log(request_id, status, body, elapsed_ns)
-        shared = self.connected.server_state.default_headers
-        self.connected.answered(self, hot.answer(status, shared, request_id, body))
-
-    def set_exception(self, _error: BaseException, /) -> None:
-        """Take that no reply will come: the ordinary way asks again, and says why not."""
-        self._hot.app.in_flight -= 1
-        self.connected.answered(self, None)
+        return hot.answer(status, self.connected.server_state.default_headers, request_id, body)
 
     def _log(self, request_id: bytes, status: int, body: bytes, elapsed_ns: int) -> None:
         path, _, _ = self.request.split(b" ", 2)[1].partition(b"?")
         route, client = self.route, self.connected.client
         line = {
             "bytes": len(body),
-            "remote": "127.0.0.1" if client is None else client[0],
+            "remote": UNKNOWN if client is None else client[0],
             "application": self.admitted.env.client_id,
             "caller": self.admitted.caller,
         }
@@ -259,14 +291,16 @@ class Shortcuts:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False
         shortcut.make = _CHECKED.get
-        profile_id, number = ids.parse(pair.profile_id), self._number(env, pair.group_id)
+        profile_id = ids.parse(pair.profile_id)
+        number = self._number(shortcut, env, pair.group_id)
         if profile_id is None or number is None:
             return False
         return self.backend.store.shortcuts.check_member(env, number, profile_id, shortcut)
 
     def _ask_member(self, shortcut: Shortcut, env: Environment, match: Match, _head: Head) -> bool:
         """Ask for one membership."""
-        profile_id, number = ids.parse(match[9].decode()), self._number(env, match[8].decode())
+        profile_id = ids.parse(match[9].decode())
+        number = self._number(shortcut, env, match[8].decode())
         if profile_id is None or number is None:
             return False
         shortcut.make = functools.partial(_member_body, profile_id)
@@ -278,17 +312,18 @@ class Shortcuts:
         if profile_id is None or len(env.partitions) > 1:
             return False
         store = self.backend.store
-        link_with = functools.partial(self._link, shortcut, head.host)
+        link_with = functools.partial(self._link, shortcut, head)
         walk = Walk(env, link_with, lookups.LIST, profile_id)
         shortcut.make = functools.partial(_groups_body, store.cache, env, walk, limit)
         return store.shortcuts.read_groups_of(env, profile_id, shortcut)
 
     def _ask_members(self, shortcut: Shortcut, env: Environment, match: Match, head: Head) -> bool:
         """Ask for the first page of a group's members."""
-        number, limit = self._number(env, match[5].decode()), int(match[6] or PAGE_SIZE)
+        number = self._number(shortcut, env, match[5].decode())
+        limit = int(match[6] or PAGE_SIZE)
         if number is None or limit > ROWS or len(env.partitions) > 1:
             return False
-        link_with = functools.partial(self._link, shortcut, head.host)
+        link_with = functools.partial(self._link, shortcut, head)
         walk = Walk(env, link_with, members.LIST, b"%d" % number)
         shortcut.make = functools.partial(_members_body, env, walk)
         return self.backend.store.shortcuts.read_first_members(env, number, limit, shortcut)
@@ -327,13 +362,13 @@ class Shortcuts:
             return None
         return Admitted(application.production, principal.caller)
 
-    def _number(self, env: Environment, gid: str) -> int | None:
+    def _number(self, shortcut: Shortcut, env: Environment, gid: str) -> int | None:
         """Give the number of a group by its id, if that is known."""
         parsed = ids.parse(gid)
-        cache = self.backend.store.cache
-        number = None if parsed is None else cache.directory(env.directory).numbers.get(parsed)
-        cache.hits += number is not None
-        return number
+        if parsed is None:
+            return None
+        shortcut.hits = 1
+        return self.backend.store.cache.directory(env.directory).numbers.get(parsed)
 
     def _head(self, headers: bytes) -> Head | None:
         """Read headers, and remember what they say."""
@@ -344,15 +379,20 @@ class Shortcuts:
             self._heads[headers] = head
         return head
 
-    def _link(self, shortcut: Shortcut, host: str, parameter: str) -> str:
+    def _link(self, shortcut: Shortcut, head: Head, parameter: str) -> str:
         """Give the URL of a request with one more query parameter.
 
-        :raises Unknown: who we are for the client takes more than the request
+        :raises Invalid: the Host header is no host
         """
-        scheme = shortcut.connected.scheme or "http"
-        origin = plain_origin(scheme, host, self.backend.config)
-        if origin is None:
-            raise Unknown
+        connected = shortcut.connected
+        origin = origin_of(
+            self.backend.config,
+            UNKNOWN if connected.client is None else connected.client[0],
+            connected.scheme or "http",
+            head.host,
+            head.forwarded_scheme,
+            head.forwarded_host,
+        )
         path, _, query = shortcut.request.split(b" ", 2)[1].decode().partition("?")
         return f"{origin}{path}?{query}&{parameter}" if query else f"{origin}{path}?{parameter}"
 
@@ -396,6 +436,7 @@ def read_head(headers: bytes) -> Head | None:
         or b"authorization" not in found
         or b"host" not in found
         or not length.isdigit()
+        or len(length) > LONGEST_LENGTH
         or (request_id is not None and REQUEST_ID.fullmatch(request_id) is None)
     ):
         return None
@@ -404,7 +445,13 @@ def read_head(headers: bytes) -> Head | None:
         found[b"host"].decode("latin-1"),
         int(length),
         request_id,
+        _text(found.get(b"x-forwarded-proto")),
+        _text(found.get(b"x-forwarded-host")),
     )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
 
 
 def _member_body(profile_id: bytes, reply: Any) -> bytes | None:
@@ -446,10 +493,8 @@ def _groups_body(
             return None
         before, after = lookups.around_count(env.number, group)
         rows.append(b"%b%b%b" % (before, count, after))
-    cache.hits += len(rows)
-    if len(found) <= limit:
-        listed = b",".join(rows)
-        return b'{"count":%d,"next":null,"previous":null,"results":[%b]}' % (len(rows), listed)
-    around = Around(more=True, other=False, count=len(found))
+    around = Around(more=len(found) > limit, other=False, count=len(found))
     page = number_page(rows, [number for number, _ in found[:limit]], around, None)
-    return walk.spliced(page, rows)
+    body = walk.spliced(page, rows)
+    cache.hits += len(rows)
+    return body

@@ -244,26 +244,22 @@ class DynamicStore:
 
         While a job over everything waits or runs, as after a change of definitions, all dynamic
         ones are building. One that is building is told of by the job that runs for it; while that
-        waits, nothing is done. Two round trips where one is building, else one; all partitions are
-        asked at once.
+        waits, nothing is done. Two round trips where one is building, three where no job runs for
+        it, else one; all partitions are asked at once.
         """
         env = application.production
         ruled = [group.number for group in groups if group.is_dynamic]
         built, counts = await asyncio.gather(self._built(env, ruled), self._count(env, [0]))
         profiles = counts[0]
-        ready = set()
-        if built[b"wanted"] <= built[b"whole"]:
-            # Else something changed that any rule may follow, such as a definition.
-            ready = {
-                group.number
-                for group in groups
-                if group.is_dynamic and built[group.number] == group.rules_version
-            }
+        ready = _ready(groups, built)
         jobs: list[Job] = []
         if any(group.saved_query is not None for group in groups):
             jobs = await self._jobs.list_jobs(application)
         elif len(ready) < len(groups):
             jobs = await self._jobs.open_jobs(application)
+        if any(each.number not in ready and not _runs_for(each, jobs) for each in groups):
+            # Its job may have ended since we looked: then it is built, and not at its beginning.
+            ready = _ready(groups, await self._built(env, ruled))
         found = {}
         for group in groups:
             status = Status("ready", profiles, profiles)
@@ -378,6 +374,25 @@ def _ruled(
     rules = replace(old, version=rule.version, before=old.version, dynamic=tuple(ruled))
     flat = [part for gid, number in groups.items() for part in (id16(gid), number)]
     return Ruling(document, application, rules, (raw, msgspec.json.encode(rules)), tuple(flat))
+
+
+def _ready(groups: Sequence[Group], built: Mapping[bytes | int, int]) -> set[int]:
+    """Give the dynamic groups that are built."""
+    if built[b"wanted"] > built[b"whole"]:
+        # Something changed that any rule may follow, such as a definition.
+        return set()
+    return {
+        group.number
+        for group in groups
+        if group.is_dynamic and built[group.number] == group.rules_version
+    }
+
+
+def _runs_for(group: Group, jobs: Sequence[Job]) -> bool:
+    """Whether a job finds members of a group, or it is none whose members are found so."""
+    return not group.is_dynamic or any(
+        each.builds(group.number, group.rules_version) for each in jobs
+    )
 
 
 def _progress(group: Group, jobs: Sequence[Job], profiles: int) -> Status | None:

@@ -79,8 +79,8 @@ class ShortcutStore:
         mixed = env.mixer.mix(id16)
         return self._ask("read_groups_of", env.home(mixed), 2, _FEW % mixed, waiter)
 
-    def refused(self) -> None:
-        """Note an error reply: perhaps a server has forgotten a script. Each is sent once more."""
+    def forgotten(self) -> None:
+        """Note that a server has forgotten a script: each is sent with its text once more."""
         self._beginnings.clear()
 
     def _ask(self, name: str, tag: bytes, count: int, tail: bytes, waiter: Waiter) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
 
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import auth, ids, record, shortcuts
+from service import api_process, auth, ids, record, shortcuts
 from service.app import create_app
 from service.config import Config
 from service.errors import Unavailable
@@ -239,6 +240,9 @@ async def test_what_is_answered_is_the_same_on_both_ways(world, servers_of):
         "another scope": world.groups_of(token=other),
         "another application": world.request(
             "GET", f"/api/v1/applications/else/profiles/{pid}/profile-groups/"
+        ),
+        "a length of many digits": world.check().replace(
+            b"Content-Length: ", b"Content-Length: " + b"0" * 5000
         ),
         "no token": world.groups_of(token="x"),
         "two tokens": world.groups_of(lines=["Authorization: Bearer x"]),
@@ -615,6 +619,7 @@ async def test_a_token_that_ended_is_refused(world, servers_of):
         (b"X-REQUEST-ID: me\r\nAccept: */*\r\n", ("Bearer x", "h", 0, b"me")),
         (b"content-length: 12\r\ncontent-length: 12\r\n", None),
         (b"content-length: -1\r\n", None),
+        (b"content-length: " + b"0" * 5000 + b"\r\n", None),
         (b"transfer-encoding: chunked\r\n", None),
         (b"connection: close\r\n", None),
         (b"connection: upgrade\r\nupgrade: h2c\r\n", None),
@@ -627,7 +632,7 @@ async def test_a_token_that_ended_is_refused(world, servers_of):
 )
 def test_a_head_says_what_matters_or_nothing(lines, expected):
     head = shortcuts.read_head(b"Host: h\r\nAuthorization: Bearer x\r\n" + lines + b"\r\n")
-    assert expected == (head and tuple(head))
+    assert expected == (head and tuple(head)[:4])
 
 
 def test_a_head_without_its_end_host_or_token_says_nothing():
@@ -645,3 +650,145 @@ async def test_no_more_heads_are_remembered_than_fit(world, servers_of, monkeypa
         writer.write(world.check(lines=[f"X-Much: {'x' * shortcuts.HEAD_BYTES}"]))
         assert 200 == (await one(reader))[0]
     assert 3 == len(servers_of[0].app.shortcuts._heads)
+
+
+async def test_what_fails_for_one_client_is_its_own(world, servers_of, held, monkeypatch, caplog):
+    """A head of 5,000 digits once went through the store's link, and took others with it."""
+    reader, writer, shortcut = held
+    writer.write(world.check())
+    await waiting(shortcut)
+    link = world.store.connection.link_to(world.env.partitions[0])
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(servers_of[0].app.shortcuts, "take", fails)
+    writer.write(world.check())
+    await asyncio.sleep(0.05)
+    shortcut[0].set_result(b"1")
+    assert (200, {"results": [True]}) == await one(reader)
+    assert b"" == await reader.read()
+    assert "a bug" in caplog.text
+    assert link.lost is None
+    assert 0 == servers_of[0].app.counters.snapshot().gauges["belong_http_requests_in_flight"]
+
+
+async def test_an_inactive_group_does_not_have_scripts_sent_anew(world, servers_of):
+    group = world.groups[1]
+    async with connected(servers_of[0]) as (reader, writer):
+        for _ in range(3):
+            writer.write(world.member(group))
+            assert 200 == (await one(reader))[0]
+        await world.api.admin.patch(f"{GROUPS}/{group.id}/", {"is_active": False})
+        kept = world.store.shortcuts._beginnings
+        before = dict(kept)
+        for _ in range(3):
+            writer.write(world.member(group))
+            assert 404 == (await one(reader))[0]
+    assert before
+    assert before == kept
+
+
+async def test_a_shortcut_leaves_nothing_for_the_collector(world, servers_of):
+    async with connected(servers_of[0]) as (reader, writer):
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                for each in (world.groups_of(), world.members(), world.member(), world.check()):
+                    writer.write(each)
+                    await one(reader)
+            alive = [each for each in gc.get_objects() if isinstance(each, shortcuts.Shortcut)]
+        finally:
+            gc.enable()
+    assert len(alive) <= 1
+
+
+async def test_empty_lines_between_requests_are_nothing(world, monkeypatch):
+    monkeypatch.setattr(api_process, "HEAD_SECONDS", 0.2)
+    app = create_app(Config(), world.store)
+    async with (
+        listening(app, keep_alive_seconds=2) as server,
+        connected(server) as (reader, writer),
+    ):
+        for first in (world.check(), world.request("GET", "/healthz"), b""):
+            writer.write(first)
+            if first:
+                assert 200 == (await one(reader))[0]
+            writer.write(b"\r\n")
+            await asyncio.sleep(0.5)
+            writer.write(world.check())
+            assert 200 == (await one(reader))[0]
+        writer.write(b"\r\n")
+        async with asyncio.timeout(20):
+            assert b"" == await reader.read()
+
+
+async def test_a_connection_of_empty_lines_alone_ends(world):
+    app = create_app(Config(), world.store)
+    async with (
+        listening(app, keep_alive_seconds=1) as server,
+        connected(server) as (reader, writer),
+    ):
+        writer.write(b"\r\n")
+        async with asyncio.timeout(20):
+            assert b"" == await reader.read()
+
+
+async def test_who_leaves_while_the_first_of_two_is_answered_is_no_error(
+    world, servers_of, monkeypatch, caplog
+):
+    gate = asyncio.Event()
+    check = world.store.members.check_members
+
+    async def slow(*args):
+        await gate.wait()
+        return await check(*args)
+
+    monkeypatch.setattr(world.store.members, "check_members", slow)
+    two = world.check(lines=["Expect: something"]) * 2
+    async with connected(servers_of[1]) as (_, writer):
+        writer.write(two)
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+        await asyncio.sleep(0.1)
+        gate.set()
+        await asyncio.sleep(0.1)
+    assert "Exception" not in caplog.text
+
+
+async def test_behind_a_trusted_proxy_a_page_is_one_command(world, ordinary):
+    app = create_app(Config(trusted_proxies=("127.0.0.1",)), world.store)
+    forwarded = ["X-Forwarded-Proto: https", "X-Forwarded-Host: front"]
+    asked = world.members("?page_size=3", lines=forwarded)
+    async with listening(app) as server, connected(server) as (reader, writer):
+        for _ in range(4):
+            ordinary.clear()
+            writer.write(asked)
+            _, page = await one(reader)
+            assert page["next"].startswith("https://front/api/v1/")
+            if not ordinary:
+                break
+            await asyncio.sleep(0.5)
+    assert [] == ordinary
+
+
+async def test_hits_of_the_near_cache_count_once(world, servers_of):
+    group = world.groups[1]
+    async with connected(servers_of[0]) as (reader, writer):
+        for _ in range(3):
+            writer.write(world.member(group))
+            await one(reader)
+            await asyncio.sleep(0.4)
+        cache = world.store.cache
+        before = cache.hits
+        writer.write(world.member(group))
+        await one(reader)
+        assert before + 1 == cache.hits
+        await world.api.admin.patch(f"{GROUPS}/{group.id}/", {"is_active": False})
+        writer.write(world.member(group))
+        await one(reader)
+        before = cache.hits
+        writer.write(world.member(group))
+        await one(reader)
+        assert before + 1 >= cache.hits

@@ -1058,6 +1058,22 @@ async def test_another_tree_is_built_anew_and_other_groups_stay_ready(store, app
     assert ["ready"] * 2 == [each.state for each in await statuses(store, application, one, two)]
 
 
+async def test_a_job_that_ends_while_one_looks_does_not_begin_anew(
+    store, second, application, env, monkeypatch
+):
+    """It was "building, nothing done" for a moment, after it had been nearly done."""
+    await people(store, env, 8)
+    one = await make(store, env)
+    read = store.jobs.open_jobs
+
+    async def ends_meanwhile(application):
+        await second.jobs.work(application, second.derivation)
+        return await read(application)
+
+    monkeypatch.setattr(store.jobs, "open_jobs", ends_meanwhile)
+    assert [Status("ready", 8, 8)] == await statuses(store, application, one)
+
+
 async def test_a_tree_that_came_after_a_job_was_decided_on_waits_for_the_next(
     store, second, application, env, monkeypatch
 ):

@@ -100,7 +100,7 @@ async def test_a_server_that_forgot_the_scripts_is_told_them_again(store, env, n
     refusal = await told.next()
     assert isinstance(refusal, ReplyError)
     assert str(refusal).startswith("NOSCRIPT")
-    store.shortcuts.refused()
+    store.shortcuts.forgotten()
     for _ in range(2):
         assert store.shortcuts.check_member(env, number, ME, told)
         assert b"1" == await told.next()
