@@ -1,6 +1,7 @@
 """The goals that Belong has set itself, and whether a run of the bench reached them.
 
-A goal that was not measured says so; none is left out.
+A goal that was not measured says so; none is left out. Nor does one count as reached where an
+answer was an error, or where less was sent than was to be.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 LOOKUPS = ("check", "groups of 1", "groups of 10", "groups of 100")
 MILLISECOND = 1000
 """In us."""
+HELD = 0.99
+"""So much of the asked rate has to be achieved."""
 
 
 class Judged(NamedTuple):
@@ -27,7 +30,7 @@ class Judged(NamedTuple):
     wanted: str
     figure: str
     verdict: str
-    """`reached`, `not reached` or `not measured`."""
+    """`reached`, `not reached`, `not measured`, or `not valid` and why."""
 
 
 class Goal(NamedTuple):
@@ -42,6 +45,7 @@ class Goal(NamedTuple):
     def judge(self, found: Found) -> Judged:
         """Hold it against what was measured."""
         wanted = "<=" if self.is_most else ">="
+        found.used = []
         try:
             limit = statistics.median(self.limit(found))
             wanted += f" {_short(limit)}{self.unit}"
@@ -53,6 +57,9 @@ class Goal(NamedTuple):
         told = f"{_short(middle)}{self.unit}"
         if len(values) > 1:
             told += f" ({_short(min(values))} to {_short(max(values))})"
+        wrong = next(filter(None, map(fault_of, found.used)), None)
+        if wrong is not None:
+            return Judged(self.row, wanted, told, f"not valid: {wrong}")
         return Judged(self.row, wanted, told, "reached" if is_reached else "not reached")
 
 
@@ -62,6 +69,8 @@ class Found:
     def __init__(self, measurements: Sequence[Measurement]) -> None:
         """Take them all."""
         self._measurements = measurements
+        self.used: list[Measurement] = []
+        """Those that were given since it was emptied."""
 
     def one(
         self, workload: str, subject: str = "belong", mode: str = "", **settings: Setting
@@ -75,9 +84,21 @@ class Found:
                 and wanted.items() <= each.settings.items()
                 and each.values
             ):
+                self.used.append(each)
                 return each
         said = ", ".join(f"{name} {value}" for name, value in wanted.items())
         raise LookupError(" ".join(filter(None, ("no", mode, workload, "of", subject, said))))
+
+
+def fault_of(measurement: Measurement) -> str | None:
+    """Say what makes a measurement worthless: errors, or a rate that was not held."""
+    each = measurement
+    if each.errors:
+        return f"{each.errors:,} errors of {each.subject}"
+    achieved, asked = each.details.get("achieved rate"), each.details.get("asked rate")
+    if achieved and asked and statistics.median(ratios(achieved, asked)) < HELD:
+        return f"{each.subject} did not hold the rate"
+    return None
 
 
 def judged(measurements: Sequence[Measurement]) -> list[Judged]:

@@ -6,9 +6,13 @@ i / rate`, whatever happened to the others, and its latency counts from there: w
 stalls, requests go on becoming due, wait for a free connection, and their waiting shows. Requests
 are encoded before; each connection has one on its way at a time (nothing is pipelined).
 
+Requests are sent in turn, again and again. What is to be new each time has `NEW` in it, where a
+number is written at sending that no other has.
+
 An error is an answer that is not 2xx, a connection that broke under a request or could not be made,
-or a request without an answer `GRACE` seconds after the end. What was due and had not left when the
-time was over is *unsent*: it counts in the histogram with the time it had waited until then.
+or a request without an answer `GRACE` seconds after the end. Latencies are those of 2xx answers:
+to refuse is quick. To them comes what never was answered, with the time that it had waited. What
+was due and had not left when the time was over is *unsent*, and counts with its waiting, too.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import itertools
+import math
 import os
 import subprocess
 import sys
@@ -42,6 +48,11 @@ FINEST = 100e-6
 """Seconds between two looks at what is due: never less, so that looking stays cheap."""
 HIGHEST = 3_600_000_000
 """The longest latency that a histogram can hold, in us."""
+TFD_TIMER_ABSTIME = 1
+NEW = "5eedc0ffee5e"
+"""What a request has once at most: the last digits of a UUID, so that it is one unchanged, too."""
+LOADS = itertools.count(1)
+"""Numbers of the loads that one bench makes."""
 
 
 class Job(msgspec.Struct):
@@ -55,6 +66,8 @@ class Job(msgspec.Struct):
     """Without the warm-up."""
     warm_up: float
     rate: float | None = None
+    number: str = ""
+    """What begins the numbers in the place of `NEW`, `numbered` gives it."""
 
 
 class Outcome(msgspec.Struct):
@@ -70,8 +83,10 @@ class Outcome(msgspec.Struct):
     unsent: int
     latencies: dict[int, int]
     """How often each latency was, in us, after the warm-up."""
+    lasted: float
+    """The time in which that left, and in which the client took its processor time."""
     client_seconds: float
-    """Processor time of the client: near `seconds`, it is the client that was measured."""
+    """Processor time of the client: near `lasted`, it is the client that was measured."""
     example: str = ""
     """What the first error was."""
 
@@ -88,6 +103,14 @@ def histogram(latencies: dict[int, int]) -> HdrHistogram:
     return made
 
 
+def numbered(job: Job) -> Job:
+    """Give a job whose requests have other numbers than those of all others of this process.
+
+    Of the twelve digits four are the number of the load, and eight count what it sends.
+    """
+    return msgspec.structs.replace(job, number=f"{next(LOADS) % 0x10000:04x}")
+
+
 def run(job: Job) -> Outcome:
     """Make the load from a process of its own, and wait for it.
 
@@ -97,7 +120,7 @@ def run(job: Job) -> Outcome:
     done = subprocess.run(
         [sys.executable, "-m", "bench.load"],
         cwd=ROOT,
-        input=msgspec.msgpack.encode(job),
+        input=msgspec.msgpack.encode(numbered(job)),
         stdout=subprocess.PIPE,
         check=True,
         # Ctrl-C is for the bench, which then ends this.
@@ -113,13 +136,20 @@ class _Loop:
         self.job = job
         self.requests = job.requests
         self.many = len(job.requests)
+        self.fresh = {
+            at: (head + job.number.encode(), tail)
+            for at, each in enumerate(job.requests)
+            for head, mark, tail in [each.partition(NEW.encode())]
+            if mark
+        }
         self.took: list[float] = []
         self.sent = 0
         self.answered = 0
         self.errors = 0
         self.example = ""
         self.over = False
-        self.client_seconds = time.process_time()
+        self.client_seconds = 0.0
+        self.lasted = 0.0
         self.quiet = asyncio.Event()
         self.began = 0.0
         self.counted_from = 0.0
@@ -130,6 +160,21 @@ class _Loop:
         """Make all connections before the clock runs."""
         for _ in range(self.job.connections):
             await self.connect()
+
+    def start(self) -> None:
+        """Let the clock run."""
+        self.client_seconds = time.process_time()
+        self.began = time.perf_counter()
+        self.counted_from = self.began + self.job.warm_up
+
+    def next(self) -> bytes:
+        """Give what is to be sent next, and count it."""
+        at = self.sent % self.many
+        self.sent += 1
+        if at in self.fresh:
+            head, tail = self.fresh[at]
+            return b"%b%08x%b" % (head, self.sent, tail)
+        return self.requests[at]
 
     async def connect(self) -> None:
         """Make a connection, trying until there is one or the time is over."""
@@ -163,10 +208,11 @@ class _Loop:
         """Note an answer; `last` is what was read of it last."""
         if not 200 <= status < 300:
             self.fail(f"status {status}: {last[-200:].decode(errors='replace')}")
-        elif now >= self.counted_from and not self.over:
-            self.answered += 1
-        if began >= self.counted_from:
-            self.took.append(now - began)
+        else:
+            if now >= self.counted_from and not self.over:
+                self.answered += 1
+            if began >= self.counted_from:
+                self.took.append(now - began)
         if self.over:
             self.look_whether_quiet()
 
@@ -187,6 +233,7 @@ class _Loop:
         """Wait for the answers to what is on its way, and count what has none."""
         self.over = True
         self.client_seconds = time.process_time() - self.client_seconds
+        self.lasted = time.perf_counter() - self.began
         if any(each.since for each in self.connections):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.quiet.wait(), GRACE)
@@ -209,6 +256,7 @@ class _Loop:
             errors=self.errors,
             unsent=unsent,
             latencies=dict(Counter([round(1e6 * each) for each in self.took])),
+            lasted=self.lasted,
             client_seconds=self.client_seconds,
             example=self.example,
         )
@@ -219,13 +267,11 @@ class _Closed(_Loop):
 
     def idle(self, connection: _Connection, now: float) -> None:
         if self.began and not self.over:
-            connection.send(self.requests[self.sent % self.many], now)
-            self.sent += 1
+            connection.send(self.next(), now)
 
     async def run(self) -> Outcome:
         await self.open()
-        self.began = time.perf_counter()
-        self.counted_from = self.began + self.job.warm_up
+        self.start()
         for connection in list(self.connections):
             self.idle(connection, time.perf_counter())
         await asyncio.sleep(self.job.warm_up + self.job.seconds)
@@ -242,36 +288,48 @@ class _Open(_Loop):
         self.interval = 1 / rate
         self.total = max(1, round(rate * (job.warm_up + job.seconds)))
         self.free: deque[_Connection] = deque()
+        self.looked = 0.0
+        self.alarm: _Alarm
 
     def idle(self, connection: _Connection, now: float) -> None:
+        if not self.began or self.over or self.sent == self.total:
+            self.free.append(connection)
+            return
         due = self.began + self.sent * self.interval
-        if self.began and self.sent < self.total and due <= now and not self.over:
-            connection.send(self.requests[self.sent % self.many], due)
-            self.sent += 1
+        if due <= now:
+            connection.send(self.next(), due)
         else:
             self.free.append(connection)
+            self.look_at(due)
 
     def look(self) -> None:
         """Send what has become due, as far as connections are free."""
-        now = time.perf_counter()
+        self.looked = now = time.perf_counter()
         while self.free and self.sent < self.total:
             due = self.began + self.sent * self.interval
             if due > now:
+                self.look_at(due)
                 break
             connection = self.free.popleft()
             if connection in self.connections:
-                connection.send(self.requests[self.sent % self.many], due)
-                self.sent += 1
+                connection.send(self.next(), due)
+
+    def look_at(self, due: float) -> None:
+        """Look again when the next request is due; with no connection free nobody has to."""
+        if not self.alarm.is_set:
+            self.alarm.set(max(due, self.looked + FINEST))
 
     async def run(self) -> Outcome:
         await self.open()
-        # Half an interval ahead: nothing is due before the timer runs.
-        self.began = time.perf_counter() + self.interval / 2
-        self.counted_from = self.began + self.job.warm_up
+        self.alarm = _Alarm(self.look)
+        self.start()
         until = self.began + self.total * self.interval
-        stop = _tick(max(self.interval, FINEST), self.look)
-        await asyncio.sleep(until - time.perf_counter())
-        stop()
+        self.look()
+        # uvloop wakes up to a millisecond early, and what is due then would count as unsent.
+        while (left := until - time.perf_counter()) > 0:  # noqa: ASYNC110 - it waits for a time
+            await asyncio.sleep(left)
+        self.look()
+        self.alarm.close()
         unsent = self.total - self.sent
         waited = [
             until - (self.began + each * self.interval) for each in range(self.sent, self.total)
@@ -342,44 +400,51 @@ class _Timer(ctypes.Structure):
     _fields_ = (("interval", _Moment), ("first", _Moment))
 
 
-def _tick(interval: float, look: Callable[[], None]) -> Callable[[], None]:
-    """Call `look` every `interval` seconds; gives what ends that.
+class _Alarm:
+    """Calls `ring` once at a moment of `time.perf_counter`, each time that it is set.
 
     NOTE: timers of event loops are as fine as a millisecond, more than most latencies here.
     Linux has finer ones, which Python offers from 3.13 on.
     """
-    loop = asyncio.get_running_loop()
-    if sys.platform != "linux":
-        task = loop.create_task(_each_turn(interval, look))
 
-        def cancel() -> None:
-            task.cancel()
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self.ring = ring
+        self.is_set = False
+        self.loop = asyncio.get_running_loop()
+        self.later: asyncio.TimerHandle | None = None
+        if sys.platform == "linux":
+            self.libc = ctypes.CDLL(None, use_errno=True)
+            flags = os.O_NONBLOCK | os.O_CLOEXEC
+            self.descriptor = self.libc.timerfd_create(time.CLOCK_MONOTONIC, flags)
+            if self.descriptor < 0:
+                raise OSError(ctypes.get_errno(), "no timer")
+            self.loop.add_reader(self.descriptor, self._rings)
 
-        return cancel
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-    whole, part = divmod(round(interval * 1e9), 1_000_000_000)
-    setting = _Timer(_Moment(whole, part), _Moment(whole, part))
-    if descriptor < 0 or libc.timerfd_settime(descriptor, 0, ctypes.byref(setting), None):
-        raise OSError(ctypes.get_errno(), "no timer")
+    def set(self, moment: float) -> None:
+        """Ring then, or at once where that is over. It must not be set already."""
+        self.is_set = True
+        if sys.platform != "linux":
+            self.later = self.loop.call_later(moment - time.perf_counter(), self._rings)
+            return
+        # On Linux this is the clock of `perf_counter`.
+        whole, part = divmod(math.ceil(moment * 1e9), 1_000_000_000)
+        setting = ctypes.byref(_Timer(_Moment(0, 0), _Moment(whole, part)))
+        if self.libc.timerfd_settime(self.descriptor, TFD_TIMER_ABSTIME, setting, None):
+            raise OSError(ctypes.get_errno(), "no timer")
 
-    def due() -> None:
-        os.read(descriptor, 8)
-        look()
+    def close(self) -> None:
+        """Ring no more."""
+        if self.later:
+            self.later.cancel()
+        if sys.platform == "linux":
+            self.loop.remove_reader(self.descriptor)
+            os.close(self.descriptor)
 
-    loop.add_reader(descriptor, due)
-
-    def stop() -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-
-    return stop
-
-
-async def _each_turn(interval: float, look: Callable[[], None]) -> None:
-    while True:
-        look()
-        await asyncio.sleep(interval)
+    def _rings(self) -> None:
+        if sys.platform == "linux":
+            os.read(self.descriptor, 8)
+        self.is_set = False
+        self.ring()
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """Lookups beside the peers: peaks, latency at half of them and at one rate for all, and ceilings.
 
 The peak is found in a closed loop; latency is looked at in an open one, for at the peak it says
-nothing but how many ask. `/healthz` is what the same server gives for HTTP alone, and the methods
-of its store called directly are what that gives: what lies between is what could still be gained.
+nothing but how many ask. "Bare answers" is what Python's fastest protocol gives for HTTP alone, the
+store called directly what that gives: what lies between is what could still be gained. `/healthz`
+goes through parser and framework, which hot lookups do not; the design compares with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from bench import direct, questions
+from bench import bare, direct, questions
 from bench.measurement import Sample, Step
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def steps(bench: Bench) -> list[Step]:
         for workload, asking in OWN.items()
     ]
     made += [_pairs(bench, subject) for subject in bench.subjects.values()]
+    made += [_bare(bench, belong), _differing(bench, belong)]
     made += _direct(bench, belong)
     made += [
         _peak(bench, subject, "check", questions.check, connections)
@@ -101,6 +103,41 @@ def _peak(bench: Bench, subject: Subject, workload: str, asking: Asking, connect
 
     fixed = {"connections": connections}
     return Step(workload, subject.name, "closed", "requests/s", fixed, measure)
+
+
+def _bare(bench: Bench, belong: Subject) -> Step:
+    """Measure what answers fixed bytes without reading what was asked."""
+
+    def measure() -> Sample:
+        asked = questions.drawn(bench, belong, questions.check, "check")
+        with bare.server(belong) as server:
+            return bench.closed(server, questions.requests(belong, asked))
+
+    fixed = {"connections": bench.connections}
+    return Step("bare answers", belong.name, "closed", "requests/s", fixed, measure)
+
+
+def _differing(bench: Bench, belong: Subject) -> Step:
+    """Measure checks that each bring an id and a trace of their own, as behind a proxy."""
+
+    def marked(sent: list[bytes]) -> list[bytes]:
+        draw = Random("heads")
+        return [
+            each.replace(
+                b"\r\n",
+                b"\r\nX-Request-Id: %032x\r\ntraceparent: 00-%032x-%016x-01\r\n"
+                % tuple(draw.getrandbits(bits) for bits in (128, 128, 64)),
+                1,
+            )
+            for each in sent
+        ]
+
+    def measure() -> Sample:
+        asked = questions.drawn(bench, belong, questions.check, "check")
+        return looked_at(bench, belong, asked, lambda sent: bench.closed(belong, marked(sent)))
+
+    fixed = {"connections": bench.connections}
+    return Step("check, heads that differ", belong.name, "closed", "requests/s", fixed, measure)
 
 
 def _pairs(bench: Bench, subject: Subject) -> Step:
@@ -172,7 +209,8 @@ def _called(
 
     fixed = {"calls at a time": together}
     unit = "calls/s" if times == 1 else "pairs/s"
-    return Step(f"{workload}, methods alone", belong.name, "closed", unit, fixed, measure)
+    how = "shortcut" if times == 1 else "methods"
+    return Step(f"{workload}, {how} alone", belong.name, "closed", unit, fixed, measure)
 
 
 def _check(world: World, subject: Subject, draw: Random, number: int) -> direct.Check:

@@ -125,7 +125,7 @@ class Runner:
         outcome, details = self._measured(subject, job, load.run)
         histogram = outcome.histogram()
         details |= _percentiles(histogram)
-        details["achieved rate"] = outcome.answered / outcome.seconds
+        details |= {"asked rate": rate, "achieved rate": outcome.answered / outcome.seconds}
         return Sample(details["p99"], outcome.errors, outcome.unsent, histogram, details)
 
     def peak(self, workload: str, subject: str) -> float:
@@ -235,7 +235,7 @@ class Runner:
             spent = sum(seconds - was[pid] for pid, seconds in now.items() if pid in was)
             details[part] = 1e6 * spent / sent
         details["client us"] = 1e6 * outcome.client_seconds / sent
-        details["client load"] = outcome.client_seconds / (job.seconds + job.warm_up)
+        details["client load"] = outcome.client_seconds / outcome.lasted
         if outcome.example:
             _say(f"{subject.name}, the first error: {outcome.example}")
         return outcome, details

@@ -13,6 +13,11 @@ a membership an association, and what they ask of TAO is here
   a group's members as they come;
 - a write: one profile, new to everybody, is added to a group that others read meanwhile.
 
+Requests are sent again and again, and by wrk from the first on after its warm-up. So that a write
+stays one, the last twelve digits of its profile's id are written when it is sent: the number of
+the load, of which wrk's warm-up is one and its run another, and how many requests that has sent
+over all of its connections.
+
 What it is not: groups and profiles are drawn evenly, and TAO's traffic has favourites; TAO's
 answers come from caches and may be old, these may not.
 """
@@ -27,6 +32,7 @@ from uuid import UUID
 import msgspec
 
 from bench import questions
+from bench.load import NEW
 from bench.lookups import looked_at
 from bench.measurement import Sample, Step
 from bench.world import BASE, WRITTEN
@@ -75,7 +81,7 @@ def mix(world: World, subject: Subject, draw: Random) -> Question:
 def added(world: World, subject: Subject, draw: Random) -> Question:
     """Add a profile that nobody knows to one of the groups that may be written."""
     group = world.group_id(subject, draw.randrange(WRITTEN))
-    fresh = str(UUID(int=draw.getrandbits(128), version=4))
+    fresh = str(UUID(int=draw.getrandbits(128), version=4))[: -len(NEW)] + NEW
 
     def is_right(found: dict[str, list[str]]) -> bool:
         return fresh in found["successfully_added"]
@@ -115,5 +121,5 @@ def _at_half(bench: Bench, subject: Subject) -> Step:
 
 
 def _asked(bench: Bench, subject: Subject, what: str, times: Iterator[int]) -> list[Question]:
-    # In each run others: who was added in the last one is a member, and that is no write.
+    # In each run others: writes that are looked at go out as they are, and must be new, too.
     return questions.drawn(bench, subject, mix, f"{NAME} {what} {next(times)}", MANY)

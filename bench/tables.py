@@ -7,6 +7,7 @@ are taken within each run, where both were measured shortly after each other.
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import goals
@@ -23,6 +24,14 @@ TITLES = {
     "open": "Latency: requests at a fixed rate, counted from when they were due",
     "once": "What was measured otherwise",
 }
+CLIENT_LOAD = "client load"
+BUSY = 0.7
+"""Of its core: a client that took more may have measured itself."""
+
+_SAID_OF_CLIENTS = (
+    f"Client load is what the client took of its core; in **bold** it was more than {BUSY} in a "
+    "run, and what was measured may be the client."
+)
 
 
 def page(results: Results, pictures: Sequence[str] = ()) -> str:
@@ -35,9 +44,17 @@ def page(results: Results, pictures: Sequence[str] = ()) -> str:
     parts += [_side_by_side(results.measurements, "once"), _ceilings(results.measurements)]
     parts.append(_details(results.measurements))
     parts.append(_failures(results))
+    parts.append(_limits())
     if pictures:
         parts.append("## Pictures\n\n" + "\n\n".join(f"![{each}]({each})" for each in pictures))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _limits() -> str:
+    """Give what the figures do not show, as the bench's own page says it."""
+    text = Path(__file__).with_name("README.md").read_text()
+    _, title, rest = text.partition("## What these figures do not show")
+    return title + rest.partition("\n## ")[0].rstrip()
 
 
 def number(value: float) -> str:
@@ -159,16 +176,23 @@ def _open(measurements: Iterable[Measurement]) -> str:
     for row in _grouped(measurements, "open").values():
         for name, each in row.items():
             details = [
-                spread(each.details[detail]) if each.details.get(detail) else ""
-                for detail in ("achieved rate", "p50", "p99", "p99.9", "max")
+                _detail(each, detail) if each.details.get(detail) else ""
+                for detail in ("achieved rate", "p50", "p99", "p99.9", "max", CLIENT_LOAD)
             ]
-            rows.append([what(each), name, *details, f"{each.errors:,}", f"{each.unsent:,}"])
+            wrong = [f"{each.errors:,}", f"{each.unsent:,}"]
+            rows.append([what(each), name, *details[:-1], *wrong, details[-1]])
     head = ("what", "subject", "achieved requests/s", "p50 us", "p99 us", "p99.9 us", "max us")
-    return (
-        f"## {TITLES['open']}\n\n" + table((*head, "errors", "unsent"), rows, text=2)
-        if rows
-        else ""
-    )
+    if not rows:
+        return ""
+    made = table((*head, "errors", "unsent", CLIENT_LOAD), rows, text=2)
+    return f"## {TITLES['open']}\n\n{_SAID_OF_CLIENTS}\n\n{made}"
+
+
+def _detail(measurement: Measurement, name: str) -> str:
+    """Write what is known by that name, in bold where it says that the client was busy."""
+    values = measurement.details[name]
+    said = spread(values)
+    return f"**{said}**" if name == CLIENT_LOAD and max(values) > BUSY else said
 
 
 def _ceilings(measurements: Iterable[Measurement]) -> str:
@@ -191,8 +215,8 @@ def _is_ceiling(ceiling: Measurement, of: Measurement) -> bool:
     """Say whether one is the ceiling of the other: as many at a time of the same, or `/healthz`."""
     if ceiling.mode != of.mode or _together(ceiling) != _together(of) or ceiling is of:
         return False
-    if ceiling.workload == "healthz":
-        return of.unit == ceiling.unit
+    if ceiling.workload in {"healthz", "bare answers"}:
+        return of.unit == ceiling.unit and of.workload not in {"healthz", "bare answers"}
     name, alone, _ = ceiling.workload.rpartition(" alone")
     return bool(alone) and name.rpartition(", ")[0] == of.workload
 
@@ -208,14 +232,15 @@ def _details(measurements: Iterable[Measurement]) -> str:
         [
             what(each),
             each.subject,
-            ", ".join(f"{name} {spread(values)}" for name, values in each.details.items()),
+            ", ".join(f"{name} {_detail(each, name)}" for name in each.details),
         ]
         for each in measurements
         if each.details and each.mode != "open"
     ]
     if not rows:
         return ""
-    said = "Latencies and processor time are in us; processor time is that of one request."
+    said = "Latencies and processor time are in us; processor time is that of one request. "
+    said += _SAID_OF_CLIENTS
     made = table(("what", "subject", "details"), rows, text=3)
     return f"## Details\n\n{said}\n\n{made}"
 

@@ -1,14 +1,21 @@
 -- Sends prepared requests in turn, and tells what came of it as lines of "name value".
 -- Arguments: a file with the requests, each after a line with its length in bytes; a file for the
--- result.
+-- result; what stands in requests that are to be new each time; the first digits of the number that
+-- is written in its place (see load.py).
 
-local requests, at = {}, 0
+local requests, tails, at, sent = {}, {}, 0, 0
 
 function init(arguments)
   local file = assert(io.open(arguments[1], "rb"))
   local length = file:read("*n", 1)
   while length do
-    requests[#requests + 1] = file:read(length)
+    local request = file:read(length)
+    local first, last = request:find(arguments[3], 1, true)
+    if first then
+      tails[#requests + 1] = request:sub(last + 1)
+      request = request:sub(1, first - 1) .. arguments[4]
+    end
+    requests[#requests + 1] = request
     length = file:read("*n", 1)
   end
   file:close()
@@ -17,6 +24,10 @@ end
 
 function request()
   at = at % #requests + 1
+  sent = sent + 1
+  if tails[at] then
+    return requests[at] .. string.format("%08x", sent) .. tails[at]
+  end
   return requests[at]
 end
 

@@ -2,8 +2,9 @@
 
 Written in C, it leaves the server more of the machine than the client in `load` does. It counts as
 an error a connection that it could not make, read or write, a request without an answer in time,
-and an answer above 399; none of what is measured redirects. Its latencies are "corrected" by
-itself: after a long one it adds those that would have waited meanwhile.
+and an answer above 399; none of what is measured redirects. Its latencies have those of such
+answers in them, and are "corrected" by itself: after a long one it adds those that would have
+waited meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.load import Outcome
+from bench.load import NEW, Outcome, numbered
 
 if TYPE_CHECKING:
     from bench.load import Job
@@ -60,6 +61,8 @@ def run(job: Job) -> Outcome:
         warm_up = once(max(SHORTEST, round(job.warm_up)))
         measured = once(round(job.seconds))
     measured.sent += warm_up.sent
+    measured.lasted += warm_up.lasted
+    measured.client_seconds += warm_up.client_seconds
     measured.errors += warm_up.errors
     measured.example = warm_up.example or measured.example
     return measured
@@ -72,7 +75,7 @@ def _once(job: Job, requests: Path, result: Path, seconds: int) -> Outcome:
             *("wrk", "--threads", "1", "--connections", str(job.connections)),
             *("--duration", f"{seconds}s", "--timeout", f"{TIMEOUT}s"),
             *("--script", SCRIPT, f"http://{job.host}:{job.port}/"),
-            *("--", requests, result),
+            *("--", requests, result, NEW, numbered(job).number),
         ],
         stdout=subprocess.DEVNULL,
         check=True,
@@ -94,6 +97,7 @@ def _once(job: Job, requests: Path, result: Path, seconds: int) -> Outcome:
         sent=told["requests"],
         errors=sum(errors.values()),
         unsent=0,
+        lasted=told["duration"] / 1e6,
         latencies=latencies,
         client_seconds=sum(after[2:4]) - sum(before[2:4]),
         example=", ".join(f"{name}: {many}" for name, many in errors.items()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -10,17 +12,23 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
+from uuid import UUID
 
+import msgspec
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from bench import against, goals, load, results, runner, tables, wrk
-from bench.load import Job
+from bench import against, goals, load, results, runner, social, tables, wrk
+from bench.load import Job, Outcome
 from bench.measurement import Measurement, Sample, Step
 from bench.runner import Runner, Settings
+from bench.serving import Running
 
 if TYPE_CHECKING:
+    from bench.measurement import Subject
     from bench.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,11 +47,14 @@ class Server:
     def __init__(self, answer) -> None:
         self.answer = answer
         self.given: Counter[bytes | None] = Counter()
+        self.bodies: list[bytes] = []
         self.port = 0
 
     async def serve(self, reader, writer) -> None:
         try:
-            while await reader.readuntil(b"\r\n\r\n"):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                if length := re.search(rb"Content-Length: (\d+)", head):
+                    self.bodies.append(await reader.readexactly(int(length[1])))
                 said = await self.answer(self.given.total())
                 self.given[said] += 1
                 if said is None:
@@ -70,6 +81,14 @@ async def ok(_) -> bytes:
 
 def job(port, *, connections=4, seconds=1.0, warm_up=0.0, rate=None) -> Job:
     return Job("127.0.0.1", port, [GET], connections, seconds, warm_up, rate)
+
+
+def writes(port, many):
+    subject = Running("belong", "127.0.0.1", port, "token", 0, None)
+    world = cast("World", SimpleNamespace(group_id=lambda _, place: f"group-{place}"))
+    draw = Random(0)
+    drawn = [social.added(world, subject, draw) for _ in range(many)]
+    return [subject.request(each.method, each.path, each.body) for each in drawn]
 
 
 def every_tenth(said):
@@ -108,6 +127,64 @@ async def test_every_error_is_counted():
     assert one.given.total() == outcome.sent
 
 
+async def test_an_error_has_no_latency():
+    async with server(every_tenth(BAD)) as one:
+        outcome = await asyncio.to_thread(load.run, job(one.port, seconds=0.3))
+    assert 0 < one.given[OK] == outcome.histogram().get_total_count()
+
+
+@pytest.mark.parametrize("run", CLOSED_LOOPS)
+async def test_what_is_to_be_new_each_time_is_never_sent_twice(run):
+    many = 10
+    async with server(ok) as one:
+        asked = job(one.port, warm_up=0.2)
+        asked.requests = [*writes(one.port, many), GET]
+        outcomes = [await asyncio.to_thread(run, asked) for _ in range(2)]
+    assert 0 == sum(each.errors for each in outcomes)
+    ids = [each for body in one.bodies for each in msgspec.json.decode(body)["profile_ids"]]
+    assert len(ids) > 10 * many
+    assert len(ids) == len(set(ids))
+    assert many == len({each[: -len(load.NEW)] for each in ids})
+    assert {4} == {UUID(each).version for each in ids}
+
+
+def test_a_write_that_is_sent_as_it_is_is_one_too():
+    [request] = writes(0, 1)
+    [added] = msgspec.json.decode(request.partition(b"\r\n\r\n")[2])["profile_ids"]
+    assert str(UUID(added)) == added
+    assert added.endswith(load.NEW)
+
+
+def an_outcome(**fields) -> Outcome:
+    given = {"answered": 1, "seconds": 1.0, "sent": 1, "errors": 0, "unsent": 0, "latencies": {}}
+    return Outcome(**{**given, "lasted": 1.0, "client_seconds": 0.5, **fields})
+
+
+def test_the_client_load_is_of_the_time_in_which_the_client_worked(monkeypatch):
+    outcomes = {
+        1: an_outcome(sent=300, lasted=1.01, client_seconds=0.6, errors=1, example="status: 1"),
+        2: an_outcome(sent=700, lasted=2.03, client_seconds=1.3, answered=690, seconds=2.03),
+    }
+    monkeypatch.setattr(wrk, "_once", lambda _job, _requests, _result, seconds: outcomes[seconds])
+    made = wrk.run(job(0, seconds=2.0, warm_up=0.4))
+    assert (1_000, 690, 1) == (made.sent, made.answered, made.errors)
+    assert (3.04, 1.9, 2.03) == pytest.approx((made.lasted, made.client_seconds, made.seconds))
+    subject = cast("Subject", SimpleNamespace(name="belong", api=os.getpid(), store=None))
+    _, details = a_runner()._measured(subject, job(0, seconds=2.0, warm_up=0.4), lambda _: made)
+    assert (1_900, 1.9 / 3.04) == pytest.approx((details["client us"], details["client load"]))
+
+
+@pytest.mark.parametrize("run", CLOSED_LOOPS)
+async def test_what_left_and_the_processor_time_are_of_warm_up_and_run(run):
+    async with server(ok) as one:
+        outcome = await asyncio.to_thread(run, job(one.port, warm_up=1.0))
+    assert 1.9 < outcome.lasted
+    assert 0.9 < outcome.seconds < outcome.lasted - 0.9
+    # wrk does not tell of what was on its way at the end, of its warm-up and of its run.
+    assert one.given.total() - 8 <= outcome.sent <= one.given.total()
+    assert 0 < outcome.client_seconds < 1.1 * outcome.lasted
+
+
 async def test_a_connection_that_breaks_is_an_error_and_is_made_anew():
     async with server(every_tenth(None)) as one:
         outcome = await asyncio.to_thread(load.run, job(one.port))
@@ -138,6 +215,23 @@ async def test_an_open_loop_sends_at_its_rate():
     assert 600 == outcome.sent + outcome.unsent
     assert 400 == outcome.histogram().get_total_count()
     assert 0 == outcome.errors
+
+
+@pytest.mark.alone
+async def test_a_request_leaves_when_it_is_due():
+    async with server(ok) as one:
+        asked = job(one.port, connections=32, seconds=2.0, rate=100.0)
+        outcome = await asyncio.to_thread(load.run, asked)
+    assert (200, 0, 0) == (outcome.sent, outcome.errors, outcome.unsent)
+    assert outcome.histogram().get_value_at_percentile(50) < 1_000
+
+
+async def test_a_sleep_that_ends_early_leaves_nothing_unsent(monkeypatch):
+    sleep = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(0.8 * seconds))
+    async with server(ok) as one:
+        outcome = await load._Open(job(one.port, connections=32, seconds=0.3), 200.0).run()
+    assert (60, 0, 0) == (outcome.sent, outcome.errors, outcome.unsent)
 
 
 async def test_a_stall_shows_in_the_latencies_of_all_who_were_due():
@@ -326,6 +420,19 @@ def test_the_table_has_ours_beside_the_peers_with_their_errors():
     ] == cells
 
 
+def test_the_table_shows_what_clients_took_and_marks_those_that_took_much():
+    made = some_results()
+    taken = {("open", "belong"): [0.6], ("open", "fastapi"): [0.3, 0.71], ("closed", "django"): [1]}
+    for each in made.measurements:
+        if values := taken.get((each.mode, each.subject)):
+            each.details["client load"] = values
+    latency, _, rest = tables.page(made).partition("## Latency")[2].partition("\n## ")
+    rows = [line.strip("| ").split(" | ") for line in latency.splitlines() if line[:1] == "|"]
+    assert ["client load", "0.60", "**0.51 (0.30 to 0.71)**"] == [rows[at][-1] for at in (0, 2, 3)]
+    assert "more than 0.7" in latency
+    assert "| django | client load **1.00** |" in rest
+
+
 def test_the_table_says_what_is_reached_of_the_ceilings():
     made = some_results()
     made.measurements += [
@@ -344,7 +451,7 @@ def test_goals_are_reached_not_reached_or_not_measured():
     verdicts = {each.row: each.verdict for each in goals.judged(some_results().measurements)}
     assert {
         "check: peak beside FastAPI + redis-py": "reached",
-        "check: peak beside Django + PostgreSQL": "not reached",
+        "check: peak beside Django + PostgreSQL": "not valid: 3 errors of django",
         "check: peak beside its own /healthz": "reached",
         "check: p99 at half of the peak": "not reached",
         "adding one member: p50 at 1,000,000 / at 1,000": "not reached",
