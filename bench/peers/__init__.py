@@ -7,6 +7,7 @@ and what they do not. This package sets them up, starts them and loads the world
 
 from __future__ import annotations
 
+from bench.peers.installing import versions
 from bench.peers.running import NAMES, missing, peers
 
-__all__ = ["NAMES", "missing", "peers"]
+__all__ = ["NAMES", "missing", "peers", "versions"]

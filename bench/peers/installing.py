@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,14 @@ NODE_MIN = 20
 
 DEBIAN_POSTGRES = Path("/usr/lib/postgresql")
 """Debian has one folder for each version there, and none of their servers in the PATH."""
+
+
+MADE_OF = {
+    "fastapi": ("fastapi", "pydantic", "orjson", "redis", "hiredis", "uvicorn", "uvloop"),
+    "django": ("django", "djangorestframework", "psycopg", "gunicorn"),
+    "fastify": ("fastify", "ioredis"),
+}
+"""What each of them runs on, as far as it decides how fast it is."""
 
 
 class Missing(Exception):
@@ -91,6 +101,20 @@ def runtime(name: str) -> str | None:
     except Missing as why:
         return str(why)
     return None
+
+
+def versions(name: str) -> dict[str, str]:
+    """Give the versions of what a peer is made of, as they are installed now."""
+    wanted = MADE_OF[name]
+    if name == "fastify":
+        locked = json.loads((FASTIFY / "package-lock.json").read_bytes())["packages"]
+        return {each: locked[f"node_modules/{each}"]["version"] for each in wanted}
+    places = [str(each) for each in VENV.glob("lib/python*/site-packages")]
+    return {
+        each: found.version
+        for each in wanted
+        for found in metadata.distributions(name=each, path=places)
+    }
 
 
 def _require_venv() -> None:

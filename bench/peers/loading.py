@@ -11,6 +11,7 @@ import itertools
 import sys
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 BATCH = 20_000
 """Memberships that are written together."""
+
+
+SPARE = "5ba7e000-0000-4000-8000-000000000000"
+"""A group of no world."""
 
 
 class Row(NamedTuple):
@@ -52,6 +57,7 @@ def load_redis(socket: str, world: World, name: str) -> None:
                 for at_us, group in enumerate(world.groups, start_us)
             }
         )
+        store.mset({f"group:{group.id}:count": len(group.members) for group in world.groups})
         for batch in _batches(_rows(world, start_us)):
             members: dict[str, dict[str, float]] = defaultdict(dict)
             groups: dict[str, list[str]] = defaultdict(list)
@@ -66,6 +72,19 @@ def load_redis(socket: str, world: World, name: str) -> None:
             written += sum(pipeline.execute()[len(groups) :])
             bar.update(len(batch))
     _require(world, written, name)
+
+
+@contextmanager
+def spare_group(socket: str, profiles: Iterable[str]) -> Iterator[str]:
+    """Have a group in Redis that nothing else looks at; it and what such profiles are in goes."""
+    document = {"id": SPARE, "name": "Spare", "created_at": "2000-01-01T00:00:00.000000Z"}
+    keys = [f"group:{SPARE}", f"group:{SPARE}:count", f"group:{SPARE}:members"]
+    with redis.Redis(unix_socket_path=socket) as store:
+        store.mset({keys[0]: msgspec.json.encode(document), keys[1]: 0})
+        try:
+            yield SPARE
+        finally:
+            store.unlink(*keys, *(f"profile:{each}:groups" for each in profiles))
 
 
 def load_postgres(database: Postgres, world: World, name: str) -> None:

@@ -7,18 +7,23 @@ Belong's embedded one, for it is started by the same code.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import subprocess
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import click
+import msgspec
 
 from bench import load, questions
 from bench.peers import installing, loading, postgres, processes
 from bench.serving import API_CORE, OTHER_CORE, Running, children, pin
+from bench.world import BASE
 from service.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
@@ -40,7 +45,12 @@ GUNICORN = ("--workers", "1", "--worker-class", "gthread", "--threads", "32", "-
 
 WARM_REQUESTS = 500
 """Different ones of each kind."""
+WARM_LONG_REQUESTS = 20
+"""The same of those with many pairs or profiles."""
+WARM_LONG = 1_000
+"""So many of them."""
 WARM_CONNECTIONS = 32
+WARM_LONG_CONNECTIONS = 4
 
 
 def missing(name: str) -> str | None:
@@ -70,12 +80,11 @@ def peers(
         for name in NAMES if names is None else names:
             place = folder / name
             place.mkdir()
+            starters = _STARTERS | {"fastify": partial(_fastify, warm_seconds=warm_seconds)}
             try:
-                found[name] = _STARTERS[name](stack, world, place)
+                found[name] = starters[name](stack, world, place)
             except installing.Missing as why:
                 click.echo(f"{name} is left out: {why}", err=True)
-        if "fastify" in found and warm_seconds:
-            _warm_up(found["fastify"], world, warm_seconds)
         yield found
 
 
@@ -98,7 +107,7 @@ def _fastapi(stack: ExitStack, world: World, folder: Path) -> Running:
     return _ready(server, "fastapi", port, token, server.pid, store.pid)
 
 
-def _fastify(stack: ExitStack, world: World, folder: Path) -> Running:
+def _fastify(stack: ExitStack, world: World, folder: Path, *, warm_seconds: float = 0.0) -> Running:
     node = installing.node()
     store = _redis(stack, world, folder, "fastify")
     port, token = processes.free_port(), secrets.token_hex(16)
@@ -111,7 +120,10 @@ def _fastify(stack: ExitStack, world: World, folder: Path) -> Running:
             | {"PEER_REDIS": store.socket, "PEER_PORT": str(port), "NODE_ENV": "production"},
         )
     )
-    return _ready(server, "fastify", port, token, server.pid, store.pid)
+    peer = _ready(server, "fastify", port, token, server.pid, store.pid)
+    if warm_seconds:
+        _warm_up(peer, world, store.socket, warm_seconds)
+    return peer
 
 
 def _django(stack: ExitStack, world: World, folder: Path) -> Running:
@@ -169,15 +181,33 @@ def _ready(
     return Running(name, HOST, port, token, api, store)
 
 
-def _warm_up(peer: Running, world: World, seconds: float) -> None:
-    """Let node see every question that only reads. An answer that is none: RuntimeError."""
+def _warm_up(peer: Running, world: World, socket: str, seconds: float) -> None:
+    """Let node see everything that it will be asked. An answer that is none: RuntimeError."""
     draw = Random(0)
     for ask in (questions.check, questions.groups_of, questions.members, questions.group):
         asked = [ask(world, peer, draw) for _ in range(WARM_REQUESTS)]
-        sent = questions.requests(peer, asked)
-        done = load.run(load.Job(peer.host, peer.port, sent, WARM_CONNECTIONS, seconds, 0))
-        if done.errors or not done.answered:
-            raise RuntimeError(f"{peer.name} gave {done.errors} errors: {done.example}")
+        _send(peer, questions.requests(peer, asked), WARM_CONNECTIONS, seconds)
+    asked = [questions.check(world, peer, draw, pairs=WARM_LONG) for _ in range(WARM_LONG_REQUESTS)]
+    _send(peer, questions.requests(peer, asked), WARM_LONG_CONNECTIONS, seconds)
+    few = [[_profile(draw)] for _ in range(WARM_REQUESTS)]
+    long = [[_profile(draw) for _ in range(WARM_LONG)] for _ in range(WARM_LONG_REQUESTS)]
+    with loading.spare_group(socket, itertools.chain(*few, *long)) as group:
+        path = f"{BASE}/profile-groups/{group}/members/"
+        for added, connections in ((few, WARM_CONNECTIONS), (long, WARM_LONG_CONNECTIONS)):
+            bodies = [msgspec.json.encode({"profile_ids": each}) for each in added]
+            sent = [peer.request("POST", path, each) for each in bodies]
+            _send(peer, sent, connections, seconds)
+
+
+def _send(peer: Running, sent: list[bytes], connections: int, seconds: float) -> None:
+    done = load.run(load.Job(peer.host, peer.port, sent, connections, seconds, 0))
+    # What is sent and stays without an answer is an error; a late answer is none.
+    if done.errors or not done.sent:
+        raise RuntimeError(f"{peer.name} gave {done.errors} errors: {done.example}")
+
+
+def _profile(draw: Random) -> str:
+    return str(UUID(int=draw.getrandbits(128), version=4))
 
 
 def _environment(token: str) -> dict[str, str]:

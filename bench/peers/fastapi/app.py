@@ -4,6 +4,7 @@ Stands alone: it imports nothing of Belong. README.md beside this folder says wh
 not do. In the store:
 
     group:{id}             a JSON document
+    group:{id}:count       how many members it has
     group:{id}:members     a sorted set: profile ids by the microsecond in which they joined
     profile:{id}:groups    a set of group ids
 """
@@ -15,6 +16,7 @@ not do. In the store:
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -31,7 +33,13 @@ TOKENS = {os.environ["PEER_TOKEN"]: os.environ["PEER_APPLICATION"]}
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
-redis = Redis(unix_socket_path=os.environ["PEER_REDIS"], decode_responses=True)
+# Whoever finds the pool empty is refused, and by default that is the 101st.
+redis = Redis(
+    unix_socket_path=os.environ["PEER_REDIS"], decode_responses=True, max_connections=1024
+)
+
+COUNTED = "redis.call('SET', KEYS[2], redis.call('ZCARD', KEYS[1]))"
+"""A transaction cannot use what its own commands answer: a script can."""
 
 
 @asynccontextmanager
@@ -82,13 +90,21 @@ async def check(body: Pairs) -> Response:
     """Say of each pair whether the profile is in the group."""
     if len(body.pairs) == 1:
         [pair] = body.pairs
-        return answer(
-            {"results": [bool(await redis.sismember(groups_key(pair), str(pair.group_id)))]}
-        )
+        groups = f"profile:{pair.profile_id}:groups"
+        return answer({"results": [bool(await redis.sismember(groups, str(pair.group_id)))]})
+    # One command for each group: commands are what costs, here and in the store.
+    places: dict[UUID, list[int]] = defaultdict(list)
+    for place, pair in enumerate(body.pairs):
+        places[pair.group_id].append(place)
     pipeline = redis.pipeline(transaction=False)
-    for pair in body.pairs:
-        pipeline.sismember(groups_key(pair), str(pair.group_id))
-    return answer({"results": [bool(found) for found in await pipeline.execute()]})
+    for group, asked in places.items():
+        profiles = [str(body.pairs[place].profile_id) for place in asked]
+        pipeline.zmscore(f"group:{group}:members", profiles)
+    results = [False] * len(body.pairs)
+    for asked, scores in zip(places.values(), await pipeline.execute(), strict=True):
+        for place, score in zip(asked, scores, strict=True):
+            results[place] = score is not None
+    return answer({"results": results})
 
 
 @app.get(API + "/profiles/{profile}/profile-groups/")
@@ -99,18 +115,16 @@ async def groups_of_profile(
     groups: list[Any] = list(await redis.smembers(f"profile:{profile}:groups"))
     rows = []
     if groups:
-        pipeline = redis.pipeline(transaction=False)
-        pipeline.mget([f"group:{group}" for group in groups])
-        for group in groups:
-            pipeline.zcard(f"group:{group}:members")
-        documents, *counts = await pipeline.execute()
-        for text, count in zip(documents, counts, strict=True):
+        found: list[Any] = await redis.mget(
+            [f"group:{group}" for group in groups] + [f"group:{group}:count" for group in groups]
+        )
+        for text, count in zip(found[: len(groups)], found[len(groups) :], strict=True):
             group = orjson.loads(text)
             rows.append(
                 {
                     "group_id": group["id"],
                     "group_name": group["name"],
-                    "profile_count": count,
+                    "profile_count": int(count),
                     "is_active": group["is_active"],
                     "created_at": group["created_at"],
                     "custom_id": group["custom_id"],
@@ -128,29 +142,26 @@ async def members(
     """List the members of a group, in the order in which they joined."""
     start = (page - 1) * page_size
     pipeline = redis.pipeline(transaction=False)
-    pipeline.exists(f"group:{group}")
-    pipeline.zcard(f"group:{group}:members")
+    pipeline.get(f"group:{group}:count")
     pipeline.zrange(f"group:{group}:members", start, start + page_size - 1, withscores=True)
-    exists, count, found = await pipeline.execute()
-    if not exists:
+    count, found = await pipeline.execute()
+    if count is None:
         raise HTTPException(404, "There is no such group.")
     rows = [
         {"id": profile, "membership_created_at": timestamp(joined_at_us)}
         for profile, joined_at_us in found
     ]
-    return paged(request, count, rows, page, page_size)
+    return paged(request, int(count), rows, page, page_size)
 
 
 @app.get(API + "/profile-groups/{group}/")
 async def one_group(group: UUID) -> Response:
     """Show a group."""
-    pipeline = redis.pipeline(transaction=False)
-    pipeline.get(f"group:{group}")
-    pipeline.zcard(f"group:{group}:members")
-    document, count = await pipeline.execute()
+    found: list[Any] = await redis.mget(f"group:{group}", f"group:{group}:count")
+    document, count = found
     if document is None:
         raise HTTPException(404, "There is no such group.")
-    return answer(orjson.loads(document) | {"profile_count": count})
+    return answer(orjson.loads(document) | {"profile_count": int(count)})
 
 
 @app.post(API + "/profile-groups/{group}/members/")
@@ -171,6 +182,7 @@ async def add_members(group: UUID, body: Profiles) -> Response:
         pipeline.zadd(key, dict.fromkeys(profiles, now_us), nx=True)
         for profile in profiles:
             pipeline.sadd(f"profile:{profile}:groups", str(group))
+        pipeline.eval(COUNTED, 2, key, f"group:{group}:count")
         scores = (await pipeline.execute())[0]
     before = dict(zip(valid, scores, strict=True))
     return answer(
@@ -180,11 +192,6 @@ async def add_members(group: UUID, body: Profiles) -> Response:
             "invalid_ids": [text for text in sent if text not in before],
         }
     )
-
-
-def groups_key(pair: Pair) -> str:
-    """Name the set of a profile's groups."""
-    return f"profile:{pair.profile_id}:groups"
 
 
 def timestamp(at_us: float) -> str:

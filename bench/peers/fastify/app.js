@@ -3,6 +3,7 @@
 // Stands alone. README.md beside this folder says what it does and does not do. In the store:
 //
 //     group:{id}             a JSON document
+//     group:{id}:count       how many members it has
 //     group:{id}:members     a sorted set: profile ids by the microsecond in which they joined
 //     profile:{id}:groups    a set of group ids
 
@@ -16,6 +17,9 @@ const tokens = new Map([[PEER_TOKEN, PEER_APPLICATION]]);
 
 // What is asked for in one turn of the event loop leaves as one pipeline.
 const redis = new Redis({ path: PEER_REDIS, enableAutoPipelining: true });
+
+// A transaction cannot use what its own commands answer: a script can.
+const COUNTED = "redis.call('SET', KEYS[2], redis.call('ZCARD', KEYS[1]))";
 
 const app = Fastify({ bodyLimit: 8 * 1024 * 1024, routerOptions: { ignoreTrailingSlash: true } });
 
@@ -78,8 +82,10 @@ app.addHook("onRequest", (request, reply, done) => {
   }
 });
 
-const isMember = ({ profile_id, group_id }) =>
-  redis.sismember(`profile:${profile_id.toLowerCase()}:groups`, group_id.toLowerCase());
+async function isMember({ profile_id, group_id }) {
+  const groups = `profile:${profile_id.toLowerCase()}:groups`;
+  return (await redis.sismember(groups, group_id.toLowerCase())) === 1;
+}
 
 app.register(
   async (api) => {
@@ -95,9 +101,31 @@ app.register(
       },
       async (request) => {
         const { pairs } = request.body;
-        const found =
-          pairs.length === 1 ? [await isMember(pairs[0])] : await Promise.all(pairs.map(isMember));
-        return { results: found.map((each) => each === 1) };
+        if (pairs.length === 1) return { results: [await isMember(pairs[0])] };
+        // One command for each group: commands are what costs, here and in the store.
+        const places = new Map();
+        pairs.forEach(({ group_id }, place) => {
+          const group = group_id.toLowerCase();
+          const asked = places.get(group);
+          if (asked) asked.push(place);
+          else places.set(group, [place]);
+        });
+        const commands = Array.from(places, ([group, asked]) => [
+          "zmscore",
+          `group:${group}:members`,
+          ...asked.map((place) => pairs[place].profile_id.toLowerCase()),
+        ]);
+        const replies = await redis.pipeline(commands).exec();
+        const results = new Array(pairs.length);
+        let reply = 0;
+        for (const asked of places.values()) {
+          const [error, scores] = replies[reply++];
+          if (error) throw error;
+          asked.forEach((place, at) => {
+            results[place] = scores[at] !== null;
+          });
+        }
+        return { results };
       },
     );
 
@@ -120,16 +148,16 @@ app.register(
       async (request) => {
         const ids = await redis.smembers(`profile:${request.params.profile.toLowerCase()}:groups`);
         if (ids.length === 0) return paged(request, 0, []);
-        const [documents, counts] = await Promise.all([
-          redis.mget(ids.map((id) => `group:${id}`)),
-          Promise.all(ids.map((id) => redis.zcard(`group:${id}:members`))),
+        const found = await redis.mget([
+          ...ids.map((id) => `group:${id}`),
+          ...ids.map((id) => `group:${id}:count`),
         ]);
-        const rows = documents.map((document, place) => {
-          const group = JSON.parse(document);
+        const rows = ids.map((_, place) => {
+          const group = JSON.parse(found[place]);
           return {
             group_id: group.id,
             group_name: group.name,
-            profile_count: counts[place],
+            profile_count: Number(found[ids.length + place]),
             is_active: group.is_active,
             created_at: group.created_at,
             custom_id: group.custom_id,
@@ -155,9 +183,8 @@ app.register(
       async (request) => {
         const group = `group:${request.params.group.toLowerCase()}`;
         const { page, page_size } = request.query;
-        const [exists, count, found] = await Promise.all([
-          redis.exists(group),
-          redis.zcard(`${group}:members`),
+        const [count, found] = await Promise.all([
+          redis.get(`${group}:count`),
           redis.zrange(
             `${group}:members`,
             (page - 1) * page_size,
@@ -165,12 +192,12 @@ app.register(
             "WITHSCORES",
           ),
         ]);
-        if (!exists) throw notFound();
+        if (count === null) throw notFound();
         const rows = [];
         for (let at = 0; at < found.length; at += 2) {
           rows.push({ id: found[at], membership_created_at: timestamp(Number(found[at + 1])) });
         }
-        return paged(request, count, rows);
+        return paged(request, Number(count), rows);
       },
     );
 
@@ -196,12 +223,9 @@ app.register(
       },
       async (request) => {
         const group = `group:${request.params.group.toLowerCase()}`;
-        const [document, count] = await Promise.all([
-          redis.get(group),
-          redis.zcard(`${group}:members`),
-        ]);
+        const [document, count] = await redis.mget(group, `${group}:count`);
         if (document === null) throw notFound();
-        return { ...JSON.parse(document), profile_count: count };
+        return { ...JSON.parse(document), profile_count: Number(count) };
       },
     );
 
@@ -238,6 +262,7 @@ app.register(
           .zmscore(key, ...profiles)
           .zadd(key, "NX", ...profiles.flatMap((id) => [nowUs, id]));
         for (const id of profiles) transaction.sadd(`profile:${id}:groups`, group);
+        transaction.eval(COUNTED, 2, key, `group:${group}:count`);
         const replies = await transaction.exec();
         for (const [error] of replies) if (error) throw error;
         const [[, scores]] = replies;

@@ -123,23 +123,30 @@ class Members(APIView):
             # Who adds to the same group waits here, so that nobody is added or counted twice.
             if not Group.objects.select_for_update(no_key=True).filter(id=group).exists():
                 raise NotFound
-            before = set(
-                Membership.objects.filter(
-                    group_id=group, profile_id__in=list(sent.values())
-                ).values_list("profile_id", flat=True)
-            )
-            added = set(sent.values()) - before
-            Membership.objects.bulk_create(
-                Membership(group_id=group, profile_id=profile) for profile in added
-            )
-            Group.objects.filter(id=group).update(profile_count=F("profile_count") + len(added))
+            added = add(group, list(sent.values()))
+            if added:
+                Group.objects.filter(id=group).update(profile_count=F("profile_count") + len(added))
         return Response(
             {
                 "successfully_added": [text for text, each in sent.items() if each in added],
-                "already_added": [text for text, each in sent.items() if each in before],
+                "already_added": [text for text, each in sent.items() if each not in added],
                 "invalid_ids": invalid,
             }
         )
+
+
+def add(group: UUID, profiles: list[UUID]) -> set[UUID]:
+    """Add members, and give those who were none before.
+
+    `bulk_create` cannot say whom it skipped, and sends a parameter for each field of each row.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO memberships (group_id, profile_id) SELECT %s, unnest(%s::uuid[])"
+            " ON CONFLICT DO NOTHING RETURNING profile_id",
+            [group, profiles],
+        )
+        return {profile for (profile,) in cursor.fetchall()}
 
 
 def list_of(body: Any, name: str, kind: type) -> list[Any]:
