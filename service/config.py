@@ -95,7 +95,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["all", "errors", "off"],
         _setting(
             "Which requests are logged, as a line of JSON each on stderr: all, those answered with "
-            "400 and above, or none. `all` costs 10 to 15 % of the requests per second",
+            "400 and above, or none. `all` costs up to half of the requests per second",
             "`all`, `errors` or `off`",
         ),
     ] = "errors"
