@@ -7,8 +7,6 @@ be asked of both is left out.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.serving import ROOT
+from bench.serving import git
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +54,7 @@ def _thing(step: Step) -> str:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(
-        [shutil.which("git") or "git", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = git(*words)
     if done.returncode:
         raise click.UsageError(f"git {' '.join(words)}: {done.stderr.strip() or 'no such commit'}")
     return done.stdout.strip()

@@ -15,15 +15,15 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
 
 from bench.measurement import Sample
-from bench.serving import cpu_seconds
-from service import embedded, ids
+from bench.serving import ROOT, cpu_seconds, store_of
+from bench.start import application
+from service import ids
 from service.store import Store
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     """One question by the shortcut; whether it has left."""
     IsRight = Callable[[Any], bool]
 
-ROOT = Path(__file__).resolve().parent.parent
 WARM_UP_SECONDS = 0.5
-APPLICATION = "bench"
 
 
 class Check(msgspec.Struct, tag=True):
@@ -85,14 +83,10 @@ def measure(
 
     RuntimeError: the subject's store is not to be found.
     """
-    if subject.store is None:
-        raise RuntimeError(f"{subject.name} has no store of its own")
-    url = embedded.find(Path(f"/proc/{subject.store}/cwd").resolve())
-    if url is None:
-        raise RuntimeError(f"the store of {subject.name} does not run in its data directory")
+    process, url = store_of(subject)
     cores = sorted(os.sched_getaffinity(subject.api))
     job = Job(url, calls, together, seconds, cores)
-    before = cpu_seconds(subject.store)
+    before = cpu_seconds(process)
     done = subprocess.run(
         [sys.executable, "-m", "bench.direct"],
         cwd=ROOT,
@@ -100,7 +94,7 @@ def measure(
         stdout=subprocess.PIPE,
         check=True,
     )
-    store = cpu_seconds(subject.store) - before
+    store = cpu_seconds(process) - before
     found = msgspec.json.decode(done.stdout, type=Outcome)
     rate = found.calls / found.seconds
     # The store's time is that of the warm-up, too.
@@ -201,10 +195,7 @@ async def _prepared(store: Store, env: Environment, asked: Check) -> Call:
 
 async def _run(job: Job) -> Outcome:
     store = await Store.open(job.url)
-    application = await store.registry.application(APPLICATION)
-    if application is None:
-        raise SystemExit(f"there is no application {APPLICATION}")
-    env = application.production
+    env = (await application(store)).production
     if all(isinstance(each, GroupsOf) or len(each.groups) == 1 for each in job.calls):
         outcome = await _run_shortcut(job, store, env)
         await store.close()

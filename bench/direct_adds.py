@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from uuid import uuid4
 
@@ -22,9 +21,8 @@ import msgspec
 import uvloop
 
 from bench.measurement import Sample
-from bench.serving import ROOT, cpu_seconds
+from bench.serving import ROOT, cpu_seconds, store_of
 from bench.start import application
-from service import embedded
 from service.groups import NewGroup
 from service.store import Store
 from service.store_members import MemberStore
@@ -88,14 +86,12 @@ def measure(subject: Subject, way: Way, *, calls: int, ids: int, together: int) 
 
     RuntimeError: the subject's store is not to be found.
     """
-    url = subject.store and embedded.find(Path(f"/proc/{subject.store}/cwd").resolve())
-    if not subject.store or not url:
-        raise RuntimeError(f"the store of {subject.name} does not run in its data directory")
+    process, url = store_of(subject)
     job = Job(url, way, calls, ids, together, sorted(os.sched_getaffinity(subject.api)))
     done = subprocess.run(
         [sys.executable, "-m", "bench.direct_adds"],
         cwd=ROOT,
-        input=msgspec.json.encode([job, subject.store]),
+        input=msgspec.json.encode([job, process]),
         stdout=subprocess.PIPE,
         check=True,
     )

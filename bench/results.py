@@ -157,13 +157,7 @@ def read(path: Path) -> Results:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(
-        [shutil.which("git") or "git", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = serving.git(*words)
     return done.stdout.strip() if not done.returncode else ""
 
 

