@@ -229,9 +229,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._shortcuts: Shortcuts | None = self.app.shortcuts
         # As after an answer: who asks nothing at all is not waited for any longer than that.
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._stay()
 
     def data_received(self, data: bytes) -> None:
         if self._shortcut is not None:
