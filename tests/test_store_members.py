@@ -798,6 +798,24 @@ async def counted(server, store):
     found.update(run=run, sent=sent, batches=batches)
 
 
+async def warm(server, store, call):
+    """Count what calls cost that find everything near-cached.
+
+    What is known of a directory is forgotten when its version is read for the first time and when
+    the subscription begins, both of which a busy machine may do late.
+    """
+    for _ in range(20):
+        await call()
+        misses = store.cache.misses
+        server.ask("CONFIG", "RESETSTAT")
+        async with counted(server, store) as found:
+            await call()
+        if store.cache.misses == misses:
+            return found
+        await asyncio.sleep(0.1)
+    pytest.fail("the near-cache forgets again and again")
+
+
 async def test_a_warm_lookup_is_one_command():
     """What a script calls inside counts for the server too; EVALSHA is what a round trip is."""
     async with alone() as (server, store, env):
@@ -811,10 +829,7 @@ async def test_a_warm_lookup_is_one_command():
         }
         costs = {}
         for name, lookup in lookups.items():
-            await lookup()
-            server.ask("CONFIG", "RESETSTAT")
-            async with counted(server, store) as found:
-                await lookup()
+            found = await warm(server, store, lookup)
             calls = server.about("INFO commandstats")["cmdstat_evalsha"].split(",")[0]
             costs[name] = (calls, found["sent"], found["batches"])
         assert dict.fromkeys(lookups, ("calls=1", 1, 1)) == costs
@@ -829,13 +844,11 @@ async def test_concurrent_checks_leave_in_a_handful_of_writes():
     async with alone() as (server, store, env):
         group = await store.groups.create_group(env, NewGroup(name="g"))
         wanted = some(100)
-        while store.cache.directory(env.directory).version is None:
-            # What is known is forgotten when the version is read for the first time.
-            await check(store, env, group.id, wanted[0])
-            await asyncio.sleep(0.05)
-        await check(store, env, group.id, wanted[0])
-        async with counted(server, store) as found:
+
+        async def checks():
             await asyncio.gather(*(check(store, env, group.id, each) for each in wanted))
+
+        found = await warm(server, store, checks)
         assert 100 == found["sent"]
         assert found["batches"] <= 5
 
