@@ -7,23 +7,23 @@ from pathlib import Path
 
 import click
 
-from bench import results, runner, serving
+from bench import results, runner, serving, tables
 from bench.runner import Settings
 
-SMOKE = Settings(runs=1, seconds=0.2, connections=8, peers=False, smoke=True)
+SMOKE = Settings(runs=1, seconds=0.1, connections=8, peers=False, smoke=True)
 
 
 @click.command()
 @click.option("--only", multiple=True, metavar="NAME", help="A module or a workload; repeatable.")
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=5.0, show_default=True, help="Of each sample of a loop.")
+@click.option("--seconds", default=4.0, show_default=True, help="Of each sample of a loop.")
 @click.option("--connections", default=32, show_default=True, type=click.IntRange(1))
 @click.option("--peers/--no-peers", default=True, show_default=True)
 @click.option("--large", is_flag=True, help="Groups of 10,000,000, too.")
 @click.option("--smoke", is_flag=True, help="Everything once and tiny, no peers: does it work?")
 @click.option(
     "--out",
-    default=Path("bench/results"),
+    default=Path(results.RESULTS),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Gets a folder with JSON, table and pictures.",
@@ -62,12 +62,16 @@ def main(
         serving.leave_unpinned()
     settings = settings._replace(against=against or "")
     about = results.about()
+    if about.machine.was_busy:
+        said = f"a load average of {about.machine.load_before[0]} before the start"
+        click.echo(f"the machine is busy, others are measured, too: {said}", err=True)
     try:
         done = results.finished(about, runner.run(settings))
     except KeyboardInterrupt:
         raise SystemExit("interrupted before anything was measured") from None
     folder = results.write(done, out)
     click.echo(folder.joinpath("README.md").read_text())
+    click.echo(f"stolen meanwhile: {tables.stolen(done.machine)}", err=True)
     click.echo(f"written to {folder}", err=True)
     if done.errors:
         raise SystemExit(f"{done.errors:,} errors, of which {len(done.failures)} failed steps")

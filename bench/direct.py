@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     IsRight = Callable[[Any], bool]
 
 WARM_UP_SECONDS = 0.5
+"""At most: a call of a short measurement warms up for as long as that takes."""
 
 
 class Check(msgspec.Struct, tag=True):
@@ -98,7 +99,7 @@ def measure(
     found = msgspec.json.decode(done.stdout, type=Outcome)
     rate = found.calls / found.seconds
     # The store's time is that of the warm-up, too.
-    every = rate * (found.seconds + WARM_UP_SECONDS)
+    every = rate * (found.seconds + _warm_up(job))
     return Sample(
         rate,
         errors=found.wrong,
@@ -107,6 +108,10 @@ def measure(
             "store us": 1e6 * store / max(every, 1),
         },
     )
+
+
+def _warm_up(job: Job) -> float:
+    return min(WARM_UP_SECONDS, job.seconds)
 
 
 class _Asking:
@@ -166,7 +171,7 @@ async def _run_shortcut(job: Job, store: Store, env: Environment) -> Outcome:
     asking = [_Asking(turns) for _ in range(job.together)]
     for one in asking:
         one.ask()
-    await asyncio.sleep(WARM_UP_SECONDS)
+    await asyncio.sleep(_warm_up(job))
     before, began, spent = _count(asking), time.perf_counter(), time.process_time()
     await asyncio.sleep(job.seconds)
     done, seconds = _count(asking) - before, time.perf_counter() - began
@@ -213,7 +218,7 @@ async def _run(job: Job) -> Outcome:
             wrong += not is_right
 
     tasks = [asyncio.create_task(one_after_the_other()) for _ in range(job.together)]
-    await asyncio.sleep(WARM_UP_SECONDS)
+    await asyncio.sleep(_warm_up(job))
     # What was wrong stays so: only what is counted as done begins anew.
     done, began, spent = 0, time.perf_counter(), time.process_time()
     await asyncio.sleep(job.seconds)

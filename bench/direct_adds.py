@@ -4,17 +4,19 @@ A process of its own, on the core that serves HTTP otherwise, opens Belong's own
 server's embedded store. `methods alone` calls `add_members` as a request does: ids are mixed,
 sorted and cut, scripts go one at a time. `scripts alone` sends the very same scripts with the very
 same arguments, which were noted down before, some at a time, so that the store never waits for this
-process. What was added is removed afterwards, and neither that nor the noting down is timed.
+process. Profiles are new to everybody, or known: they have joined another group before. What was
+added is removed afterwards, and nothing but the adding is timed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from uuid import uuid4
 
 import msgspec
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from service.scripts import Script
 
 Way = Literal["methods alone", "scripts alone"]
+Who = Literal["new", "known"]
+WAYS: tuple[Way, ...] = get_args(Way)
+WHO: tuple[Who, ...] = get_args(Who)
 
 SCRIPTS_TOGETHER = 16
 """Scripts on their way: the next ones wait in the socket while the store works on one."""
@@ -46,6 +51,7 @@ class Job(msgspec.Struct):
 
     url: str
     way: Way
+    who: Who
     calls: int
     ids: int
     together: int
@@ -81,13 +87,14 @@ class _Noting:
         return await self._connection.call(script, keys, args, bulk=bulk)
 
 
-def measure(subject: Subject, way: Way, *, calls: int, ids: int, together: int) -> Sample:
+def measure(subject: Subject, way: Way, who: Who, *, calls: int, ids: int, together: int) -> Sample:
     """Add members in a process of its own: adds/s. The details have us of processor for each.
 
     RuntimeError: the subject's store is not to be found.
     """
     process, url = store_of(subject)
-    job = Job(url, way, calls, ids, together, sorted(os.sched_getaffinity(subject.api)))
+    cores = sorted(os.sched_getaffinity(subject.api))
+    job = Job(url, way, who, calls, ids, together, cores)
     done = subprocess.run(
         [sys.executable, "-m", "bench.direct_adds"],
         cwd=ROOT,
@@ -110,21 +117,34 @@ def measure(subject: Subject, way: Way, *, calls: int, ids: int, together: int) 
 async def _run(job: Job, process: int) -> tuple[Outcome, float]:
     store = await Store.open(job.url)
     env = (await application(store)).production
-    # A group for each call, as requests have them that come at the same time.
+    # A group for each call, as requests have them that come at the same time; one of before.
     groups = [
-        await store.groups.create_group(env, NewGroup(name="direct")) for _ in range(job.together)
+        await store.groups.create_group(env, NewGroup(name="direct"))
+        for _ in range(job.together + 1)
     ]
+    before = groups.pop()
     numbers = [groups[at % len(groups)].number for at in range(job.calls)]
-    packed = [b"".join(uuid4().bytes for _ in range(job.ids)) for _ in numbers]
+    everybody = [uuid4().bytes for _ in range(job.calls * job.ids)]
+    packed = _cut(everybody, job.ids)
     work = _by_scripts if job.way == "scripts alone" else _by_methods
     try:
+        if job.who == "known":
+            # In another order: else who is added together would stand together in memory.
+            for each in _cut(random.sample(everybody, len(everybody)), job.ids):
+                await store.members.add_members(env, before.number, each)
         return await work(store, env, numbers, packed, job.together, process)
     finally:
         for number, each in zip(numbers, packed, strict=True):
             await store.members.remove_members(env, number, each)
-        for group in groups:
+            await store.members.remove_members(env, before.number, each)
+        for group in (*groups, before):
             await store.groups.delete_group(env, group.id)
         await store.close()
+
+
+def _cut(ids: list[bytes], many: int) -> list[bytes]:
+    """Pack ids, so many together."""
+    return [b"".join(ids[start : start + many]) for start in range(0, len(ids), many)]
 
 
 class _Clock:

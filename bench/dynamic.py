@@ -18,8 +18,7 @@ from uuid import UUID
 
 from bench.calls import Caller, Together, ask_all, latencies, request
 from bench.measurement import Sample, Step
-from bench.serving import server
-from bench.start import Kept, application
+from bench.start import Kept, application, filled, own
 from service.groups import NewGroup
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from bench.serving import Served
     from service.store import Store
 
-RULES = (0, 10, 100)
+RULES, SMOKE_RULES = (0, 10, 100), (0, 2, 4)
 """How many rules name the attribute that is written."""
 USERS, SMOKE_USERS = 20_000, 200
 """Profiles that rules are built over."""
@@ -59,14 +58,14 @@ class Rule(NamedTuple):
 
 def steps(bench: Bench) -> list[Step]:
     """Give all: rules built, attributes written, pages of a query."""
-    users, writes, size, queries = (
-        (SMOKE_USERS, SMOKE_WRITES, SMOKE_SIZE, SMOKE_QUERIES)
+    users, named, writes, size, queries = (
+        (SMOKE_USERS, SMOKE_RULES, SMOKE_WRITES, SMOKE_SIZE, SMOKE_QUERIES)
         if bench.smoke
-        else (USERS, WRITES, SIZE, QUERIES)
+        else (USERS, RULES, WRITES, SIZE, QUERIES)
     )
     kept = Kept(lambda store: _fill(store, size))
-    ruled = Together(lambda: _measure_rules(users, writes))
-    queried = Together(lambda: _measure_query(kept, size, queries))
+    ruled = Together(lambda: _measure_rules(bench, users, named, writes))
+    queried = Together(lambda: _measure_query(bench, kept, size, queries))
     return [
         *(
             _step("rule built", "profiles/s", {"rule": name, "profiles": users}, ruled.part(name))
@@ -74,7 +73,7 @@ def steps(bench: Bench) -> list[Step]:
         ),
         *(
             _step("write an attribute", "us", {"rules that name it": many}, ruled.part(str(many)))
-            for many in RULES
+            for many in named
         ),
         *(
             _step("and of two groups", "s", {"page": page, "members": size}, queried.part(page))
@@ -126,13 +125,15 @@ class Client:
             time.sleep(0.02)
 
 
-def _measure_rules(users: int, writes: int) -> dict[str, Sample]:
-    with server(1) as served:
+def _measure_rules(
+    bench: Bench, users: int, named: tuple[int, ...], writes: int
+) -> dict[str, Sample]:
+    with own(bench) as served:
         host, _, port = served.url.removeprefix("http://").partition(":")
         _upload(served, host, int(port), users)
         with Caller(host, int(port)) as caller:
             client = Client(served.token, caller)
-            return _build(client, users) | _write(client, writes)
+            return _build(client, users) | _write(client, named, writes)
 
 
 def _upload(served: Served, host: str, port: int, users: int) -> None:
@@ -204,7 +205,7 @@ def _build(client: Client, users: int) -> dict[str, Sample]:
     return samples
 
 
-def _write(client: Client, times: int) -> dict[str, Sample]:
+def _write(client: Client, named: tuple[int, ...], times: int) -> dict[str, Sample]:
     """Measure writes of an attribute that rules name, taking turns.
 
     In the end the rules whose value it has passed have to have the one profile, the others nobody.
@@ -217,15 +218,15 @@ def _write(client: Client, times: int) -> dict[str, Sample]:
             )
             for n in range(many)
         ]
-        for many in RULES
+        for many in named
     }
     for groups in rules.values():
         for group in groups:
             client.built(group)
-    took: dict[int, list[float]] = {many: [] for many in RULES}
-    held = dict.fromkeys(RULES, 0)
+    took: dict[int, list[float]] = {many: [] for many in named}
+    held = dict.fromkeys(named, 0)
     for turn in range(times):
-        for many in RULES:
+        for many in named:
             # The 0th turns nothing, each other one turns half of the rules. All are sent, for they
             # replace what is there.
             held[many] = many + 1 if turn % 2 else many // 2
@@ -275,13 +276,13 @@ async def _fill(store: Store, size: int) -> None:
             await store.members.add_members(env, group.number, part)
 
 
-def _measure_query(kept: Kept, size: int, queries: int) -> dict[str, Sample]:
+def _measure_query(bench: Bench, kept: Kept, size: int, queries: int) -> dict[str, Sample]:
     """Ask a few times, and give the medians. A wrong count or a page too short is an error."""
     query = {"and": [{"group": str(UUID(int=at))} for at in (1, 2)]}
     body = {"query": query, "page_size": PAGE}
     took: dict[str, list[float]] = {"first": [], "next": []}
     errors = dict.fromkeys(took, 0)
-    with kept.started() as running, Caller("127.0.0.1", running.port) as caller:
+    with filled(bench, kept) as running, Caller("127.0.0.1", running.port) as caller:
         client = Client(running.token, caller)
         for _ in range(queries):
             path, query_string = "/api/v1/applications/bench/profile-groups/query/", ""

@@ -17,10 +17,12 @@ import msgspec
 
 from bench.calls import Caller, Refused, Together, ask_all, latencies, request
 from bench.measurement import Sample, Step
-from bench.serving import Served, cpu_seconds, server
+from bench.serving import cpu_seconds
+from bench.start import own
 
 if TYPE_CHECKING:
     from bench.measurement import Bench, Setting
+    from bench.serving import Served
 
 CHECKED = 200
 """Users whose view is looked at in the end."""
@@ -38,7 +40,7 @@ class Load(NamedTuple):
 def steps(bench: Bench) -> list[Step]:
     """Give two: of users who are new, and of the same ones when they come again."""
     load = Load(users=200, bulk=20, connections=2) if bench.smoke else Load()
-    together = Together(lambda: _measure(load))
+    together = Together(lambda: _measure(bench, load))
     fixed: dict[str, Setting] = {
         "so many": load.users,
         "of a household": load.household,
@@ -51,8 +53,8 @@ def steps(bench: Bench) -> list[Step]:
     ]
 
 
-def _measure(load: Load) -> dict[str, Sample]:
-    with server(1) as served:
+def _measure(bench: Bench, load: Load) -> dict[str, Sample]:
+    with own(bench) as served:
         define(served)
         return {
             "new": _checked(served, load, has_dog=True),
@@ -103,7 +105,7 @@ def _uploaded(served: Served, load: Load, *, has_dog: bool) -> Sample:
         request(login, "POST", "/v2/bulkevents", body) for body in bodies(load, has_dog=has_dog)
     ]
     processes = {"api us": served.api, "store us": served.store, "worker us": served.worker}
-    before = {each: cpu_seconds(pid) for each, pid in processes.items()}
+    before = {each: cpu_seconds(pid) for each, pid in processes.items() if pid}
     began = time.perf_counter()
     answers = ask_all(host, port, requests, load.connections)
     seconds = time.perf_counter() - began

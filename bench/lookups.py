@@ -2,8 +2,9 @@
 
 The peak is found in a closed loop; latency is looked at in an open one, for at the peak it says
 nothing but how many ask. "Bare answers" is what Python's fastest protocol gives for HTTP alone, the
-store called directly what that gives: what lies between is what could still be gained. `/healthz`
-goes through parser and framework, which hot lookups do not; the design compares with it.
+store called directly what that gives: what lies between is what could still be gained. At the rate
+of checks bare answers show how long a tail the machine makes by itself. `/healthz` goes through
+parser and framework, which hot lookups do not; the design compares with it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from bench import bare, direct, questions
+from bench import bare, direct, goals, questions
 from bench.measurement import Sample, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bench.measurement import Bench, Mode, Subject
+    from bench.measurement import Bench, Mode, Setting, Subject
     from bench.questions import Asking
     from bench.world import World
 
@@ -32,8 +33,9 @@ PAIRS_CONNECTIONS = 4
 """Enough that the server always has one to work on; more would only wait."""
 NUMBERS = (1, 10, 100)
 """Groups of a profile."""
-RATE = 500
-"""Requests/s that everybody can answer, Django too: latency beside the peers."""
+RATE = 200
+"""Requests/s that everybody can answer, Django too, and when it has half of a core: latency beside
+the peers."""
 SMOKE_RATE = 100
 
 SHARED: dict[str, Asking] = {
@@ -48,36 +50,38 @@ OWN: dict[str, Asking] = {
 }
 """What Belong alone is asked."""
 LATENCY = ("check", "groups of 10")
-"""Those that are looked at in an open loop, too."""
+"""Those whose latency is looked at beside the peers, all at one rate."""
 
 
 def steps(bench: Bench) -> list[Step]:
     """Give all steps: for each thing that is asked one for each subject."""
-    made = [
-        _peak(bench, subject, workload, asking, bench.connections)
-        for workload, asking in SHARED.items()
-        for subject in bench.subjects.values()
-    ]
-    belong = bench.subjects["belong"]
+    subjects = [*bench.subjects.values()]
+    belong = subjects[0]
+    made = []
+    for workload, asking in SHARED.items():
+        made += [_peak(bench, subject, workload, asking, bench.connections) for subject in subjects]
+        # Soon after the peak: what the machine gives changes from minute to minute.
+        if workload in goals.LOOKUPS:
+            made.append(_at_half(bench, belong, workload))
+        if workload == "check":
+            made.append(_bare_at_half(bench, belong))
     made += [
         _peak(bench, belong, workload, asking, bench.connections)
         for workload, asking in OWN.items()
     ]
-    made += [_pairs(bench, subject) for subject in bench.subjects.values()]
+    made += [_pairs(bench, subject) for subject in subjects]
     made += [_bare(bench, belong), _differing(bench, belong)]
     made += _direct(bench, belong)
     made += [
-        _peak(bench, subject, "check", questions.check, connections)
-        for connections in CONNECTIONS
+        # A curve of the peers has no goal: once is enough.
+        _peak(bench, subject, "check", questions.check, connections)._replace(
+            runs=None if subject is belong else 1
+        )
+        for connections in CONNECTIONS[: 1 if bench.smoke else None]
         if connections != bench.connections
-        for subject in bench.subjects.values()
+        for subject in subjects
     ]
-    made += [
-        step
-        for workload in LATENCY
-        for at in (_at_half, _at_one_rate)
-        for step in (at(bench, subject, workload) for subject in bench.subjects.values())
-    ]
+    made += [_at_one_rate(bench, subject, workload) for workload in LATENCY for subject in subjects]
     return made
 
 
@@ -109,12 +113,31 @@ def _bare(bench: Bench, belong: Subject) -> Step:
     """Measure what answers fixed bytes without reading what was asked."""
 
     def measure() -> Sample:
-        asked = questions.drawn(bench, belong, questions.check, "check")
         with bare.server(belong) as server:
-            return bench.closed(server, questions.requests(belong, asked))
+            return bench.closed(server, _checks(bench, belong))
 
     fixed = {"connections": bench.connections}
     return Step("bare answers", belong.name, "closed", "requests/s", fixed, measure)
+
+
+def _bare_at_half(bench: Bench, belong: Subject) -> Step:
+    """Measure the latencies of the same, when as much is asked as checks at half of their peak."""
+
+    def measure() -> Sample:
+        rate = bench.peak("check", belong.name) / 2
+        with bare.server(belong) as server:
+            return bench.open(server, _checks(bench, belong), rate)
+
+    fixed: dict[str, Setting] = {
+        "connections": bench.connections,
+        "rate": goals.AT_HALF_OF_CHECK,
+    }
+    return Step("bare answers", belong.name, "open", "us", fixed, measure)
+
+
+def _checks(bench: Bench, belong: Subject) -> list[bytes]:
+    asked = questions.drawn(bench, belong, questions.check, "check")
+    return questions.requests(belong, asked)
 
 
 def _differing(bench: Bench, belong: Subject) -> Step:
@@ -159,7 +182,7 @@ def _at_half(bench: Bench, subject: Subject, workload: str) -> Step:
     def rate() -> float:
         return bench.peak(workload, subject.name) / 2
 
-    return _open(bench, subject, workload, "half of the peak", rate)
+    return _open(bench, subject, workload, goals.AT_HALF, rate)
 
 
 def _at_one_rate(bench: Bench, subject: Subject, workload: str) -> Step:

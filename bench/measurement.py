@@ -84,12 +84,18 @@ class Measurement(msgspec.Struct, kw_only=True):
     unit: str
     settings: dict[str, Setting]
     values: list[float] = []
-    """One of each run, in their order."""
+    """One of each run in which there was one, in their order."""
+    runs: list[int] = []
+    """The numbers of these runs, from 0 on. Absent, as in older files: all from the first on."""
     errors: int = 0
     unsent: int = 0
     histogram: str | None = None
     """Latencies of all runs together, in us: an HdrHistogram, encoded as its libraries do it."""
     details: dict[str, list[float]] = {}
+
+    def by_run(self) -> dict[int, float]:
+        """Give the values by the number of their run: a step may have failed in another."""
+        return dict(zip(self.runs or range(len(self.values)), self.values, strict=True))
 
 
 class Bench(Protocol):
@@ -119,4 +125,7 @@ class Bench(Protocol):
         """
 
     def peak(self, workload: str, subject: str) -> float:
-        """Give the median of what the closed loop of a workload has given until now."""
+        """Give what the closed loop of a workload gives in this run, with the usual connections.
+
+        Where that was not measured in this run yet, it is now. None, or it fails: LookupError.
+        """

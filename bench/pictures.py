@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from bench.measurement import Measurement
     from bench.results import Results
 
-COLOURS = {"belong": "#c2410c", "fastapi": "#0f766e", "django": "#4d7c0f", "fastify": "#1d4ed8"}
+COLOURS = {
+    "belong": "#c2410c",
+    "fastapi": "#0f766e",
+    "django": "#4d7c0f",
+    "fastify": "#1d4ed8",
+    "plain sets": "#a1a1aa",
+}
 OTHER_COLOURS = ("#52525b", "#7c3aed", "#b45309", "#0e7490", "#be185d", "#a16207")
 PERCENTILES = (0.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99)
 TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
@@ -189,15 +195,25 @@ def bytes_per_membership(measurements: Sequence[Measurement]) -> Figure | None:
         return None
     figure, axes = _figure(1.0 + 0.3 * len(found))
     bars = axes.barh(
-        [f"{each.subject}: {what(each)}" for each in found],
+        [f"{each.subject}: {_shape(each)}" for each in found],
         [statistics.median(each.values) for each in found],
         color=[_colour(each.subject, place) for place, each in enumerate(found)],
     )
     axes.bar_label(bars, [number(statistics.median(each.values)) for each in found], padding=3)
     axes.invert_yaxis()
+    axes.margins(x=0.1)
     axes.set_xlabel("bytes")
     axes.set_title("Bytes per membership, both directions with join time")
     return figure
+
+
+def _shape(measurement: Measurement) -> str:
+    """Say in a short line of what the bytes are."""
+    told = measurement.settings
+    said = f"{told['groups']:,} groups of {told['size']:,}"
+    if told.get("partitions", 1) != 1:
+        said += f" in {told['partitions']} partitions"
+    return f"{said}, {told['server']}" if "server" in told else said
 
 
 PICTURES: dict[str, Callable[[Sequence[Measurement]], Figure | None]] = {

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from bench.runner import Runner
     from bench.world import World
 
-ROOT = Path(__file__).resolve().parent.parent
+RESULTS = "bench/results"
+"""Where they are written if nothing else is said, from the repository's root."""
 PACKAGES = (
     "falcon",
     "gunicorn",
@@ -47,6 +48,9 @@ PROGRAMS = {
     "node": ("node", "--version"),
 }
 
+BUSY = 0.5
+"""The load average of a minute from which on others are measured, too."""
+
 
 class Machine(msgspec.Struct, kw_only=True):
     """What was measured on."""
@@ -59,6 +63,13 @@ class Machine(msgspec.Struct, kw_only=True):
     """Whether what serves HTTP had a core for itself, and everything else another."""
     load_before: list[float]
     """The load average of 1, 5 and 15 minutes before anything was started: of others."""
+    stolen: dict[int, float] = {}
+    """Of each core the share of the time of all steps that other guests of its host had."""
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether others worked on it before, and perhaps went on."""
+        return self.load_before[0] > BUSY
 
 
 class Failed(msgspec.Struct):
@@ -98,7 +109,7 @@ def about() -> Results:
     return Results(
         began=dt.datetime.now(dt.UTC),
         commit=_git("rev-parse", "HEAD") or "of no repository",
-        dirty=bool(_git("status", "--porcelain")),
+        dirty=is_dirty(),
         machine=Machine(
             cpu=_cpu(),
             cores=os.cpu_count() or 1,
@@ -112,6 +123,11 @@ def about() -> Results:
     )
 
 
+def is_dirty() -> bool:
+    """Say whether the tree differs from its commit, results aside: writing them changes nothing."""
+    return bool(_git("status", "--porcelain", "--", ".", f":(exclude){RESULTS}"))
+
+
 def finished(results: Results, runner: Runner) -> Results:
     """Add what was measured."""
     chosen = runner.settings._asdict() | {
@@ -121,6 +137,7 @@ def finished(results: Results, runner: Runner) -> Results:
     return msgspec.structs.replace(
         results,
         seconds=(dt.datetime.now(dt.UTC) - results.began).total_seconds(),
+        machine=msgspec.structs.replace(results.machine, stolen=runner.stolen),
         settings={
             name: ("yes" if value else "no") if isinstance(value, bool) else value
             for name, value in chosen.items()

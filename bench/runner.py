@@ -8,10 +8,11 @@ This is the one place that knows which workloads there are.
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from hdrh.histogram import HdrHistogram
 
+    from bench.against import Other
     from bench.load import Job, Outcome
     from bench.measurement import Bench, Step, Subject
 
@@ -54,8 +56,13 @@ WORKLOADS: dict[str, Callable[[Bench], list[Step]]] = {
     "start": start.steps,
 }
 """Every module that measures, in the order in which they do."""
-WARM_UP = 0.2
-"""Of the seconds of a sample: what is added before, and cut."""
+WARM_UP, LONGEST_WARM_UP = 0.2, 1.0
+"""Of the seconds of a sample, and in seconds: what is added before, and cut."""
+TOLD_SECONDS = 20.0
+"""How often it is told how long the rest takes."""
+LOOP_TAKES, OTHER_TAKES = 1.0, 4.0
+"""Of a step that was not measured yet: seconds beyond its loop; where it has none, so many times
+those of one."""
 
 
 class Settings(NamedTuple):
@@ -63,7 +70,7 @@ class Settings(NamedTuple):
 
     only: tuple[str, ...] = ()
     runs: int = 3
-    seconds: float = 5.0
+    seconds: float = 4.0
     connections: int = 32
     peers: bool = True
     large: bool = False
@@ -97,6 +104,13 @@ class Runner:
         self.notes: list[str] = []
         self.clients: set[str] = set()
         """With what closed loops were made."""
+        self.stolen: dict[int, float] = {}
+        """Of each core the share of the time of all steps in which the machine had it not."""
+        self.known: list[Step] = []
+        """All steps that there are: those that are not run, too."""
+        self._run = 0
+        self._took: dict[str, float] = {}
+        """Seconds that each step took the last time."""
         self._histograms: dict[str, HdrHistogram] = {}
 
     def closed(
@@ -129,39 +143,64 @@ class Runner:
         return Sample(details["p99"], outcome.errors, outcome.unsent, histogram, details)
 
     def peak(self, workload: str, subject: str) -> float:
-        """Give the median of what the closed loop of a workload has given until now.
+        """Give what the closed loop of a workload gives in this run, with the usual connections.
 
-        Of several that with the usual number of connections, else the highest. None yet:
-        LookupError.
+        Where that was not measured in this run yet, it is now. None, or it fails: LookupError.
         """
-        found = [
-            (each.settings.get("connections") == self.connections, statistics.median(each.values))
-            for each in self.measurements.values()
-            if (each.workload, each.subject, each.mode) == (workload, subject, "closed")
-        ]
-        if not found:
-            raise LookupError(f"no closed loop of {workload!r} by {subject} was measured yet")
-        return max(found)[1]
+        for step in self.known:
+            closed = (step.workload, step.subject, step.mode) == (workload, subject, "closed")
+            if closed and step.settings.get("connections") == self.connections:
+                found = self._value(step)
+                if found is None:
+                    self._measure(step)
+                    found = self._value(step)
+                if found is not None:
+                    return found
+        raise LookupError(f"no closed loop of {workload!r} by {subject} in this run")
+
+    def _value(self, step: Step) -> float | None:
+        """Give what a step gave in this run."""
+        made = self.measurements.get(name(step))
+        return made.by_run().get(self._run) if made else None
 
     def run(self, steps: list[Step]) -> None:
         """Measure all steps as often as they are to be. Ctrl-C: what there is stays."""
         plan = list(self._plan(steps))
+        before = serving.core_times()
+        told = time.monotonic()
         with click.progressbar(
             plan,
             file=sys.stderr,
             label="measuring",
-            item_show_func=lambda each: name(each) if each else "",
+            show_eta=False,
+            item_show_func=lambda each: name(each[1]) if each else "",
         ) as bar:
-            for step in bar:
+            for at, (self._run, step) in enumerate(bar):
+                began = time.monotonic()
                 try:
                     self._measure(step)
                 except KeyboardInterrupt:
                     self.interrupted = True
                     _say("interrupted: what was measured until now is kept")
                     break
+                now = time.monotonic()
+                self._took[name(step)] = now - began
+                if now > told + TOLD_SECONDS:
+                    told = now
+                    left = sum(self._takes(each) for _, each in plan[at + 1 :])
+                    _say(f"{at + 1} of {len(plan)} steps, about {left / 60:.0f} minutes left")
+        self.stolen = serving.stolen(before)
 
-    def _plan(self, steps: list[Step]) -> Iterable[Step]:
-        """Say what is measured in which order: the same of all subjects next to each other."""
+    def _takes(self, step: Step) -> float:
+        """Estimate the seconds of a step: as many as the last time."""
+        guess = OTHER_TAKES * self.seconds
+        if step.mode != "once":
+            seconds = float(step.settings.get("seconds", self.seconds))
+            guess = seconds + _warm_up(seconds) + LOOP_TAKES
+        return self._took.get(name(step), guess)
+
+    def _plan(self, steps: list[Step]) -> Iterable[tuple[int, Step]]:
+        """Say in which run what is measured: the same of all subjects one after the other."""
         alike: dict[str, list[Step]] = {}
         for step in steps:
             alike.setdefault(name(step._replace(subject="")), []).append(step)
@@ -172,7 +211,7 @@ class Runner:
                 first = run % len(group)
                 for step in group[first:] + group[:first]:
                     if run < times[name(step)]:
-                        yield step
+                        yield run, step
 
     def _measure(self, step: Step) -> None:
         key = name(step)
@@ -191,10 +230,9 @@ class Runner:
                 mode=step.mode,
                 unit=step.unit,
                 settings=dict(step.settings),
-                values=[],
-                details={},
             )
         made.values.append(sample.value)
+        made.runs.append(self._run)
         made.errors += sample.errors
         made.unsent += sample.unsent
         for detail, value in sample.details.items():
@@ -218,7 +256,7 @@ class Runner:
         rate: float | None = None,
     ) -> load.Job:
         return load.Job(
-            subject.host, subject.port, requests, connections, seconds, WARM_UP * seconds, rate
+            subject.host, subject.port, requests, connections, seconds, _warm_up(seconds), rate
         )
 
     def _measured(
@@ -247,6 +285,10 @@ def name(step: Step | Measurement) -> str:
     return " · ".join(filter(None, (step.workload, step.subject, step.mode, step.unit, fixed)))
 
 
+def _warm_up(seconds: float) -> float:
+    return min(WARM_UP * seconds, LONGEST_WARM_UP)
+
+
 def _spent(pid: int) -> dict[int, float]:
     """Give the processor time of a process and of those below it: PostgreSQL works in them."""
     found = {}
@@ -267,13 +309,17 @@ def _say(line: str) -> None:
     click.echo(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, err=True)
 
 
-def chosen(runner: Runner, only: tuple[str, ...]) -> list[Step]:
+def chosen(runner: Runner, only: tuple[str, ...], other: Other | None = None) -> list[Step]:
     """Make the steps that were asked for, by the name of a module or of a workload.
 
     A name that is neither: click.UsageError, which says what there is.
     """
-    made = {module: steps(runner) for module, steps in WORKLOADS.items()}
-    known = {*made, *(step.workload for steps in made.values() for step in steps)}
+    made = {
+        module: against.of_both(runner, other, partial(make, runner)) if other else make(runner)
+        for module, make in WORKLOADS.items()
+    }
+    runner.known = [step for steps in made.values() for step in steps]
+    known = {*made, *(step.workload for step in runner.known)}
     unknown = [each for each in only if each not in known]
     if unknown:
         raise click.UsageError(f"{unknown[0]!r} is none of: {', '.join(sorted(known))}")
@@ -296,28 +342,33 @@ def run(settings: Settings) -> Runner:
         if not serving.PINNED:
             _say("nothing is pinned: one core, no choice of cores, or the smoke")
         world = World(TINY if settings.smoke else FULL)
-        subjects = _started(stack, settings, world)
+        subjects, other = _started(stack, settings, world)
         runner = Runner(settings, world, subjects)
         if settings.peers and not settings.against:
             runner.notes += [
                 f"{each} is left out: {why}" for each in peers.NAMES if (why := peers.missing(each))
             ]
-        steps = chosen(runner, settings.only)
-        runner.run(against.shared(steps) if settings.against else steps)
+        runner.run(chosen(runner, settings.only, other))
         return runner
 
 
-def _started(stack: ExitStack, settings: Settings, world: World) -> dict[str, Subject]:
-    """Start all subjects, and load the world into them; ours is the first."""
+def _started(
+    stack: ExitStack, settings: Settings, world: World
+) -> tuple[dict[str, Subject], Other | None]:
+    """Start all subjects, and load the world into them; ours is the first.
+
+    Another commit is none of them: it takes our place.
+    """
     ours = serving.subject(stack.enter_context(serving.server(1)))
     world.load(ours)
     subjects: dict[str, Subject] = {ours.name: ours}
     if settings.against:
-        name, folder = stack.enter_context(against.worktree(settings.against))
-        other = serving.subject(stack.enter_context(serving.server(1, folder)), name)
-        world.load(other)
-        subjects[name] = other
-    elif settings.peers:
+        name, tree = stack.enter_context(against.worktree(settings.against))
+        with serving.program_of(tree):
+            subject = serving.subject(stack.enter_context(serving.server(1)), name)
+        world.load(subject)
+        return subjects, against.Other(subject, tree)
+    if settings.peers:
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix="belong-bench-"))
         subjects |= stack.enter_context(peers.peers(world, Path(place)))
-    return subjects
+    return subjects, None

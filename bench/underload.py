@@ -3,14 +3,17 @@
 The other client adds 10,000 ids a call, one call after the other, for as long as the checks go on.
 The groups that are loaded are others than those that are asked about, and new in each sample, as
 when segments are exported from elsewhere; whoever is in them is the same all the time. It is Belong
-alone that is asked: what is looked for is whether bulk work holds up what has to be fast.
+alone that is asked, on a server that holds the world and nothing else and is thrown away after each
+run: what is looked for is whether bulk work holds up what has to be fast.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import threading
 import time
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Self
 from uuid import UUID, uuid4
@@ -19,17 +22,24 @@ import click
 import msgspec
 
 from bench import questions
-from bench.calls import Caller, Refused
+from bench.calls import Caller, Refused, Together
 from bench.lookups import looked_at
 from bench.measurement import Sample, Step
+from bench.start import Kept, application
 from bench.world import BASE
+from service import ids
+from service.groups import NewGroup
 
 if TYPE_CHECKING:
     from bench.measurement import Bench, Setting, Subject
+    from bench.world import World
+    from service.store import Store
 
 NAME = "checks under load"
 RATE = 2_000
-SECONDS = 30.0
+LONGER = 7.5
+"""So many times as long as other samples: 30 s, if those take 4. Half of that gives no other p99s:
+they differ more from minute to minute."""
 RUNS = 5
 CALL = 10_000
 """Ids of a call: as many as one takes."""
@@ -41,8 +51,18 @@ SMOKE_RATE, SMOKE_CALL = 200, 500
 
 def steps(bench: Bench) -> list[Step]:
     """Give two, which are measured one after the other in each run."""
-    belong = bench.subjects["belong"]
-    return [_step(bench, belong, loaded=False), _step(bench, belong, loaded=True)]
+    call = SMOKE_CALL if bench.smoke else CALL
+    kept = Kept(partial(_fill, world=bench.world))
+    together = Together(partial(_measure, bench, kept, call))
+    fixed: dict[str, Setting] = {
+        "connections": bench.connections,
+        "rate": SMOKE_RATE if bench.smoke else RATE,
+        "seconds": _seconds(bench),
+    }
+    return [
+        Step(NAME, "belong", "open", "us", {**fixed, "load": load}, together.part(part), runs=RUNS)
+        for part, load in (("alone", "none"), ("loaded", f"{call:,} ids a call"))
+    ]
 
 
 class Loading:
@@ -108,13 +128,38 @@ def _ids(call: int, place: int) -> list[str]:
     return [str(UUID(int=draw.getrandbits(128), version=4)) for _ in range(call)]
 
 
-def _step(bench: Bench, belong: Subject, *, loaded: bool) -> Step:
+def _seconds(bench: Bench) -> float:
+    return bench.seconds if bench.smoke else LONGER * bench.seconds
+
+
+async def _fill(store: Store, world: World) -> None:
+    """Make the groups of the world with the ids that it has for them, and add their members."""
+    env = (await application(store)).production
+    with click.progressbar(world.groups, label=f"filling for {NAME}", file=sys.stderr) as bar:
+        for place, group in enumerate(bar):
+            made = await store.groups.create_group(env, NewGroup(name=group.name, id=group.id))
+            packed, _ = ids.pack(world.members(place))
+            await store.members.add_members(env, made.number, packed)
+
+
+def _measure(bench: Bench, kept: Kept, call: int) -> dict[str, Sample]:
+    """Ask without the load, then with it: on a copy of what is kept, which is thrown away."""
+    if bench.smoke:
+        return _asked(bench, bench.subjects["belong"], call)
+    copy = Kept(_fill_nothing, "whole", like=kept)
+    with copy.started() as server:
+        return _asked(bench, server.subject(), call)
+
+
+async def _fill_nothing(_: Store) -> None:
+    """Fill a copy: everything is there."""
+
+
+def _asked(bench: Bench, belong: Subject, call: int) -> dict[str, Sample]:
     rate = SMOKE_RATE if bench.smoke else RATE
-    call = SMOKE_CALL if bench.smoke else CALL
-    seconds = bench.seconds if bench.smoke else SECONDS
 
     def ask(sent: list[bytes]) -> Sample:
-        return bench.open(belong, sent, rate, seconds=seconds)
+        return bench.open(belong, sent, rate, seconds=_seconds(bench))
 
     def ask_loaded(sent: list[bytes]) -> Sample:
         with Loading(belong, call) as loading:
@@ -127,15 +172,8 @@ def _step(bench: Bench, belong: Subject, *, loaded: bool) -> Step:
         errors = sample.errors + loading.errors + (not loading.took)
         return sample._replace(errors=errors, details=details)
 
-    def measure() -> Sample:
-        asked = questions.drawn(bench, belong, questions.check, NAME)
-        return looked_at(bench, belong, asked, ask_loaded if loaded else ask)
-
-    load = f"{call:,} ids a call" if loaded else "none"
-    fixed: dict[str, Setting] = {
-        "connections": bench.connections,
-        "rate": rate,
-        "seconds": seconds,
-        "load": load,
+    asked = questions.drawn(bench, belong, questions.check, NAME)
+    return {
+        "alone": looked_at(bench, belong, asked, ask),
+        "loaded": looked_at(bench, belong, asked, ask_loaded),
     }
-    return Step(NAME, belong.name, "open", "us", fixed, measure, runs=RUNS)

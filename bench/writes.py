@@ -2,8 +2,9 @@
 
 What is added at a time is added to groups of exactly the size that is said, on a server of its own,
 and removed again; sizes take turns, so that whatever else the machine does hits all of them alike.
-Bulk work is the same calls for every subject, of profiles that nobody has heard of before, into
-those groups of the world that are written to; the subjects hold the same afterwards.
+Bulk work is the same calls for every subject, into those groups of the world that are written to;
+the subjects hold the same afterwards. Profiles are new at first: nobody has heard of them before.
+Then the same ones are known, and join another group, as most do when segments are loaded.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ import msgspec
 
 from bench import direct_adds
 from bench.calls import Answer, Caller, Refused, Together, ask_all, latencies
+from bench.direct_adds import WAYS, WHO
 from bench.measurement import Sample, Step
 from bench.serving import cpu_seconds
-from bench.start import Kept, application
+from bench.settling import settle
+from bench.start import Kept, application, filled
 from bench.world import BASE, WRITTEN
 from service.groups import NewGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.direct_adds import Way
+    from bench.direct_adds import Way, Who
     from bench.measurement import Bench, Setting, Subject
     from bench.start import Started
     from service.store import Store
@@ -74,7 +77,7 @@ def _add_one(bench: Bench) -> list[Step]:
     kept = Kept(partial(_fill, sizes=sizes))
 
     def measure() -> dict[int, Sample]:
-        with kept.started() as server:
+        with filled(bench, kept) as server:
             return _add_by_size(server, sizes, bench.seconds)
 
     together = Together(measure)
@@ -212,27 +215,30 @@ def _samples(found: dict[int, _Size]) -> dict[int, Sample]:
 def _bulk_add(bench: Bench) -> list[Step]:
     call, calls, connections = _bulk_size(bench)
     fixed: dict[str, Setting] = {"ids a call": call, "calls": calls, "connections": connections}
+    through = {
+        name: Together(partial(_bulk_add_through, bench, subject))
+        for name, subject in bench.subjects.items()
+    }
 
-    def through(subject: Subject) -> Step:
-        return Step(
-            "bulk add", subject.name, "once", "adds/s", fixed,
-            lambda: _bulk_add_through(bench, subject),
-        )  # fmt: skip
+    def directly(who: Who, way: Way) -> Step:
+        belong = bench.subjects["belong"]
+        many = calls // 2
 
-    def directly(way: Way) -> Step:
-        some = {**fixed, "calls": calls // 2}
-        return Step(
-            f"bulk add, {way}", "belong", "once", "adds/s", some,
-            lambda: direct_adds.measure(
-                bench.subjects["belong"], way, calls=calls // 2, ids=call, together=connections
-            ),
-        )  # fmt: skip
+        def measure() -> Sample:
+            return direct_adds.measure(belong, way, who, calls=many, ids=call, together=connections)
 
-    return [
-        *map(through, bench.subjects.values()),
-        directly("methods alone"),
-        directly("scripts alone"),
-    ]
+        workload, some = f"bulk add of {who} profiles, {way}", {**fixed, "calls": many}
+        return Step(workload, "belong", "once", "adds/s", some, measure)
+
+    made = []
+    for who in WHO:
+        workload = f"bulk add of {who} profiles"
+        made += [
+            Step(workload, name, "once", "adds/s", fixed, both.part(who))
+            for name, both in through.items()
+        ]
+        made += [directly(who, way) for way in WAYS]
+    return made
 
 
 def _bulk_size(bench: Bench) -> tuple[int, int, int]:
@@ -241,30 +247,46 @@ def _bulk_size(bench: Bench) -> tuple[int, int, int]:
     return CALL, max(CONNECTIONS, round(CALLS_PER_SECOND * bench.seconds)), CONNECTIONS
 
 
-def _bulk_add_through(bench: Bench, subject: Subject) -> Sample:
-    """Add over HTTP; every id has to be among those that the answers name as added."""
+def _bulk_add_through(bench: Bench, subject: Subject) -> dict[Who, Sample]:
+    """Add over HTTP profiles that are new, then the same ones, mixed, to other groups."""
     call, calls, connections = _bulk_size(bench)
-    requests = [
-        subject.request(
-            "POST",
-            f"{BASE}/profile-groups/{bench.world.group_id(subject, at % WRITTEN)}/members/",
-            msgspec.json.encode({"profile_ids": [str(uuid4()) for _ in range(call)]}),
-        )
-        for at in range(calls)
-    ]
+    everybody = [str(uuid4()) for _ in range(call * calls)]
+    half = WRITTEN // 2
+    # What is drawn from all calls stands no longer together in memory, as it would never do.
+    drawn: dict[Who, list[tuple[int, list[str]]]] = {
+        "new": [(at % half, everybody[at * call :][:call]) for at in range(calls)],
+        "known": [(half + at % half, everybody[at::calls]) for at in range(calls)],
+    }
+    samples = {}
+    for who, added in drawn.items():
+        requests = [
+            subject.request(
+                "POST",
+                f"{BASE}/profile-groups/{bench.world.group_id(subject, group)}/members/",
+                msgspec.json.encode({"profile_ids": ids}),
+            )
+            for group, ids in added
+        ]
+        samples[who] = _sent(subject, requests, connections, call * calls)
+        settle(bench, subject)
+    return samples
+
+
+def _sent(subject: Subject, requests: list[bytes], connections: int, ids: int) -> Sample:
+    """Send them all; every id has to be among those that the answers name as added."""
     before = _spent(subject)
     began = time.perf_counter()
     answers = ask_all(subject.host, subject.port, requests, connections)
     seconds = time.perf_counter() - began
     spent = _spent(subject)
     took = latencies(each.seconds for each in answers if each.is_success)
-    missing = calls * call - sum(map(_added, answers))
+    missing = ids - sum(map(_added, answers))
     return Sample(
-        (calls * call - missing) / seconds,
+        (ids - missing) / seconds,
         errors=missing,
         histogram=took,
         details={
-            **{each: 1e6 * (spent[each] - was) / (calls * call) for each, was in before.items()},
+            **{each: 1e6 * (spent[each] - was) / ids for each, was in before.items()},
             "call p50, us": float(took.get_value_at_percentile(50)),
         },
     )
@@ -299,10 +321,11 @@ def _change_lines(bench: Bench, many: int) -> dict[str, Sample]:
     belong = bench.subjects["belong"]
     groups = [bench.world.group_id(belong, at) for at in range(WRITTEN)]
     changes = [(groups[at % WRITTEN], str(uuid4())) for at in range(many)]
-    return {
-        "add": _upload(belong, "add", changes, "added"),
-        "remove": _upload(belong, "remove", changes, "removed"),
-    }
+    samples = {}
+    for op, done in (("add", "added"), ("remove", "removed")):
+        samples[op] = _upload(belong, op, changes, done)
+        settle(bench, belong)
+    return samples
 
 
 def _upload(belong: Subject, op: str, changes: list[tuple[str, str]], done: str) -> Sample:

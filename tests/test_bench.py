@@ -21,7 +21,7 @@ import msgspec
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from bench import against, goals, load, results, runner, social, tables, wrk
+from bench import against, goals, load, results, runner, serving, social, start, tables, wrk
 from bench.load import Job, Outcome
 from bench.measurement import Measurement, Sample, Step
 from bench.runner import Runner, Settings
@@ -313,9 +313,77 @@ def test_samples_of_all_runs_come_together():
     assert (1, 5) == (made.errors, made.unsent)
     assert {"p50": [7.0, 9.0]} == made.details
     assert 6 == HdrHistogram.decode(made.histogram).get_total_count()
-    assert 3.0 == one.peak("check", "belong")
+
+
+def in_turn(*samples):
+    """Give what measures these one after the other; an error is raised."""
+    waiting = iter(samples)
+
+    def measure():
+        sample = next(waiting)
+        if isinstance(sample, Exception):
+            raise sample
+        return Sample(sample)
+
+    return measure
+
+
+def test_half_of_the_peak_is_that_of_the_same_run():
+    one = a_runner(runs=3)
+    peak = step("check", "belong", in_turn(10.0, RuntimeError("no"), 20.0, 30.0), connections=32)
+    few = step("check", "belong", lambda: Sample(99.0), connections=1)
+    half = Step(
+        "check", "belong", "open", "us", {}, lambda: Sample(one.peak("check", "belong") / 2)
+    )
+    one.known = [peak, few, half]
+    one.run([peak, few, half])
+    found = {(each.mode, *each.settings.values()): each for each in one.measurements.values()}
+    # In the second run it failed, and was measured when its half was asked for.
+    assert [5.0, 10.0, 15.0] == found["open",].values
+    assert [10.0, 20.0, 30.0] == found["closed", 32].values
+    assert ["RuntimeError: no"] == [each.why for each in one.failures]
+
+
+def test_a_peak_that_is_not_to_be_measured_is_when_its_half_is():
+    one = a_runner(runs=1)
+    peak = step("check", "belong", lambda: Sample(8.0), connections=32)
+    half = step("half", "belong", lambda: Sample(one.peak("check", "belong") / 2))
+    one.known = [peak, half]
+    one.run([half])
+    assert {"check": [8.0], "half": [4.0]} == {
+        each.workload: each.values for each in one.measurements.values()
+    }
     with pytest.raises(LookupError):
         one.peak("check", "django")
+
+
+def test_ratios_are_of_runs_that_have_both():
+    one = a_runner(runs=3)
+    no = RuntimeError("no")
+    one.run(
+        [
+            step("check", "belong", in_turn(no, 20.0, 30.0), connections=32),
+            step("check", "fastapi", in_turn(1.0, 2.0, no), connections=32),
+            step("check", "django", in_turn(1.0, no, no), connections=32),
+        ]
+    )
+    ours, fastapi, django = (
+        one.measurements[runner.name(step("check", each, connections=32))]
+        for each in ("belong", "fastapi", "django")
+    )
+    assert [10.0] == goals.ratios(ours, fastapi)
+    assert [] == goals.ratios(ours, django)
+    verdicts = {each.row: each.verdict for each in goals.judged([ours, django])}
+    assert "not measured" == verdicts["check: peak beside Django + PostgreSQL"]
+
+
+def test_it_is_told_how_long_the_rest_takes(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    a_runner(runs=2).run([step("a", "belong"), step("b", "belong")])
+    # What was not measured yet is guessed, what was takes as long again.
+    said = re.findall(r"(\d of \d) steps, about (\d+) minutes", capsys.readouterr().err)
+    assert [("1 of 4", "1"), ("2 of 4", "2"), ("3 of 4", "1"), ("4 of 4", "0")] == said
 
 
 def test_a_step_that_fails_is_told_and_the_others_go_on():
@@ -439,12 +507,59 @@ def test_the_table_says_what_is_reached_of_the_ceilings():
         measured("add", "belong", "once", "adds/s", [5e4], connections=4),
         measured("add, scripts alone", "belong", "once", "adds/s", [1e5], calls_at_a_time=4),
         measured("add, scripts alone", "belong", "once", "adds/s", [2e5], calls_at_a_time=8),
+        measured("bare answers", "belong", "open", "us", [50.0], connections=32),
     ]
     ceilings = tables.page(made).partition("## Ceilings")[2].partition("##")[0]
     assert [
         "| check (connections 32) | healthz | 30,000 (30,000 to 30,000) | 0.63 (0.60 to 0.67) |",
         "| add (connections 4) | add, scripts alone | 100,000 | 0.50 |",
     ] == ceilings.strip().splitlines()[2:]
+
+
+def test_a_rate_that_was_not_held_is_told():
+    made = some_results()
+    for each in made.measurements:
+        if each.mode == "open":
+            achieved = 100.0 if each.subject == "belong" else 90.0
+            each.details |= {"asked rate": [100.0], "achieved rate": [achieved]}
+    latency, _, _ = tables.page(made).partition("## Latency")[2].partition("\n## ")
+    rows = [line for line in latency.splitlines() if "not held" in line]
+    assert ["fastapi"] == [row.split(" | ")[1] for row in rows]
+
+
+def test_what_the_machine_does_to_latencies_stands_beside_the_goals():
+    latencies = {100: 97, 200: 1, 400: 2}
+    bare = measured(
+        "bare answers", "belong", "open", "us", [400.0], latencies, rate=goals.AT_HALF_OF_CHECK
+    )
+    [row] = [each for each in goals.judged([bare]) if each.verdict == "the floor"]
+    assert "0.1 ms, 0.4 ms, 4" == row.figure
+
+
+def test_results_of_a_run_make_nothing_dirty(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "ROOT", tmp_path)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    assert not results.is_dirty()
+    results.write(some_results(), tmp_path / results.RESULTS)
+    assert not results.is_dirty()
+    (tmp_path / "changed").touch()
+    assert results.is_dirty()
+
+
+def test_a_busy_machine_is_told():
+    made = some_results()
+    made.machine.load_before, made.machine.stolen = [0.1, 3.0, 3.0], {}
+    assert "busy" not in tables._head(made)
+    made.machine.load_before, made.machine.stolen = [0.6, 0.0, 0.0], {0: 0.0151, 1: 0.2}
+    assert "0.60, 0.00, 0.00, **busy**" in tables._head(made)
+    assert "1.5 % of core 0, 20.0 % of core 1" in tables._head(made)
+
+
+def test_time_that_was_stolen_is_read_of_the_kernel(monkeypatch):
+    lines = ["cpu  9 9 9 9 9 9 9 9 0 0", "cpu0 10 0 5 80 0 0 0 5 0 0", "intr 1"]
+    before = {0: [0, 0, 0, 0, 0, 0, 0, 0]}
+    monkeypatch.setattr(Path, "read_text", lambda _: "\n".join(lines))
+    assert {0: 0.05} == serving.stolen(before)
 
 
 def test_goals_are_reached_not_reached_or_not_measured():
@@ -468,9 +583,43 @@ def test_another_commit_is_checked_out_and_gone_afterwards():
     assert str(folder) not in _git("worktree", "list")
 
 
-def test_beside_another_commit_only_what_both_are_asked_is_measured():
-    steps = [step("a", "belong"), step("a", "1234"), step("b", "belong"), step("a", "belong", n=1)]
-    assert steps[:2] == against.shared(steps)
+def test_another_commit_is_asked_and_started_in_the_place_of_ours(tmp_path):
+    one = a_runner()
+    one.subjects = {"belong": Running("belong", "", 1, "", 0)}
+    other = against.Other(Running("1234", "", 2, "", 0), tmp_path)
+    asked = []
+
+    def make():
+        at_making = one.subjects["belong"].port
+
+        def measure():
+            asked.append((at_making, one.subjects["belong"].port, serving.program()))
+            return Sample(1.0)
+
+        return [step(each, "belong", measure) for each in ("a", "bare answers", "a, alone")]
+
+    made = against.of_both(one, other, make)
+    assert [("a", "belong"), ("a", "1234")] == [(each.workload, each.subject) for each in made]
+    for each in made:
+        each.measure()
+    assert [(1, 1, ROOT), (2, 2, tmp_path)] == asked
+    assert ROOT == serving.program()
+
+
+@pytest.mark.slow
+def test_servers_are_started_of_the_tree_of_the_other_commit():
+    with against.worktree("HEAD") as (_, folder), serving.program_of(folder):
+        with serving.server(1) as served:
+            assert folder == Path(f"/proc/{served.api}/cwd").readlink()
+        kept = start.Kept(_nothing)
+        with kept.started() as started:
+            assert folder == Path(f"/proc/{started.api}/cwd").readlink()
+        assert kept._folder
+        kept._folder.cleanup()
+
+
+async def _nothing(_):
+    pass
 
 
 def _git(*words):

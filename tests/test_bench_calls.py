@@ -1,14 +1,18 @@
-"""The connection with which the bench looks at answers, and steps that are measured together."""
+"""The connection with which the bench looks at answers, steps together, and what comes after."""
 
 from __future__ import annotations
 
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
+from bench import settling
 from bench.calls import Answer, Caller, Refused, Together, ask_all, request
 from bench.measurement import Sample
 
@@ -96,3 +100,54 @@ def test_steps_together_are_measured_once_in_a_run():
     a, b = together.part("a"), together.part("b")
     assert [1.0, 1.0, 2.0, 2.0] == [part().value for part in (a, b, b, a)]
     assert 3 == next(times)
+
+
+@contextmanager
+def store(code):
+    """Run what stands for a store, after its first line."""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield SimpleNamespace(name="belong", store=process.pid)
+        finally:
+            process.kill()
+
+
+def a_bench(*, smoke=False):
+    return SimpleNamespace(smoke=smoke)
+
+
+WORKS = """
+import os, sys, time
+print(flush=True)
+child = os.fork()
+end = time.process_time() + {seconds}
+while not child and time.process_time() < end:
+    pass
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+time.sleep(60)
+"""
+
+
+def test_what_comes_next_waits_until_the_store_and_those_below_it_are_idle(capsys):
+    with store(WORKS.format(seconds=1)) as one:
+        began = time.monotonic()
+        settling.settle(a_bench(), one)
+        assert time.monotonic() - began > 1
+    assert not capsys.readouterr().err
+
+
+def test_a_store_that_never_rests_is_told_and_waited_for_no_longer(monkeypatch, capsys):
+    monkeypatch.setattr(settling, "LONGEST_SECONDS", 0.6)
+    with store(WORKS.format(seconds=60)) as one:
+        settling.settle(a_bench(), one)
+    assert capsys.readouterr().err == "belong still works after 1 s\n"
+
+
+def test_the_smoke_and_what_has_no_store_wait_for_nothing(monkeypatch):
+    monkeypatch.setattr(settling, "LOOKED_AT_SECONDS", 60)
+    settling.settle(a_bench(smoke=True), SimpleNamespace(name="belong", store=1))
+    settling.settle(a_bench(), SimpleNamespace(name="belong", store=None))

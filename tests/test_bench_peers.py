@@ -1,6 +1,9 @@
 """The peers of the bench answer what Belong answers: else their speed would say nothing.
 
-Collected is each peer whose runtime is on this machine; the others are no tests here.
+Collected is each peer whose runtime is on this machine (`HERE`), for nothing may be skipped; the
+others are no tests here. `.ci/run` installs Python and node, and neither PostgreSQL nor wrk: it
+tests FastAPI and Fastify, and Django only where PostgreSQL was before. Of wrk the same is decided
+in `tests/test_bench.py` (`CLOSED_LOOPS`).
 """
 
 from __future__ import annotations
