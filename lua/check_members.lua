@@ -19,9 +19,10 @@ local packed = ARGV[1]
 local call, sub = redis.call, string.sub
 local memberships = tag_of(state) .. ':m:'
 local some_erasing = call('EXISTS', erasing) == 1
-local states = call('HMGET', state, unpack(ARGV, 2))
+-- PERF: mostly no group has a state, and none has to be asked for.
+local states = call('EXISTS', state) == 1 and call('HMGET', state, unpack(ARGV, 2)) or {}
 local outcome = {}
-for i = 1, #states do
+for i = 1, #ARGV - 1 do
   local id = sub(packed, i * 16 - 15, i * 16)
   local value = states[i]
   if value and sub(value, -1) ~= 'a' then

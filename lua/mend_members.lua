@@ -20,6 +20,7 @@ Cost       O(segments), under 1 us each, and 40 us for each split or merge; safe
 --- @include "include/segment_key"
 --- @include "include/split_segment"
 --- @include "include/merge_segments"
+--- @include "include/drop_count"
 local count, shape = KEYS[1], KEYS[2]
 local group, limit = ARGV[1], tonumber(ARGV[2])
 local call = redis.call
@@ -56,7 +57,7 @@ else
   call('HSET', shape, group, segments)
 end
 if members == 0 then
-  call('HDEL', count, group)
+  drop_count(count, group)
 else
   call('HSET', count, group, members)
 end

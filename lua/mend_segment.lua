@@ -24,6 +24,7 @@ Cost       O(limit), about 10 us each; safe to send twice
 --- @include "include/segment_key"
 --- @include "include/in_segment"
 --- @include "include/insert_members"
+--- @include "include/drop_count"
 local erasing = KEYS[1]
 local group, offset, limit = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
 local call = redis.call
@@ -49,7 +50,7 @@ end
 
 local function take_out(id)
   if call('ZREM', key, id) == 1 and counted() then
-    if call('HINCRBY', count, group, -1) <= 0 then call('HDEL', count, group) end
+    if call('HINCRBY', count, group, -1) <= 0 then drop_count(count, group) end
   end
 end
 

@@ -25,6 +25,7 @@ Cost       O(limit), about 12 us each; safe to send twice, and to begin again at
 --- @include "include/segment_at"
 --- @include "include/segment_key"
 --- @include "include/drop_memberships"
+--- @include "include/drop_count"
 local state, count, shape, dynamic = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, limit, now, h = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local held = redis.call('HGET', state, group)
@@ -51,7 +52,7 @@ while h < 4294967296 and #members < limit and looked_at < limit do
 end
 drop_memberships(tag, group, members, derived, named, now)
 if h < 4294967296 then return h end
-redis.call('HDEL', count, group)
+drop_count(count, group)
 redis.call('HDEL', shape, group)
 redis.call('SREM', dynamic, group)
 redis.call('HSET', state, group, raised(string.match(held, '^%d+'), now) .. ' g')

@@ -38,7 +38,8 @@ key                                         type   holds
 ``{7.p}:m:<id>``                            hash   memberships of a profile: n -> joined_at in us;
                                                    ``d``: how many of them are derived
 ``{7.p}:g:<n>:<depth>:<prefix>``            zset   one segment of a group's members, scores 0
-``{7.p}:count``, ``{7.p}:shape``            hash   n -> members here; n -> number of segments
+``{7.p}:count``, ``{7.p}:shape``            hash   n -> members here, and `FILLER`; n -> number of
+                                                   segments
 ``{7.p}:state``                             hash   n -> ``<version> <letter>``; absent means active
 ``{7.p}:erasing``                           set    profiles being erased
 ``{7.p}:profile:<id>``                      hash   nickname, custom_id, custom_data, mpid,
@@ -93,6 +94,9 @@ if TYPE_CHECKING:
 
 FORMAT = b"1"
 """Storage format. A server that holds another one is refused at start."""
+
+FILLER = b"-"
+"""Field of `count` with 65 bytes that say nothing: they make a small hash a table, too."""
 
 SLOTS = 16384
 BUCKETS = 65536

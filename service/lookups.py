@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from service.admission import TenantCall
     from service.groups import Group
+    from service.nearcache import Directory
     from service.store_lookups import ProfileGroup
 
 LIST = "groups of a profile"
@@ -123,7 +124,8 @@ class ProfileGroups(Resource):
             raise NotFound("There is no such page.")
 
         if fields is None:
-            spliced = functools.partial(_spliced, call.environment.number)
+            directory = call.store.cache.directory(call.environment.directory)
+            spliced = functools.partial(_spliced, directory)
             return walk.spliced(page, await stepwise(spliced, page.rows))
 
         def make(rows: Sequence[ProfileGroup]) -> list[object]:
@@ -271,35 +273,29 @@ def _packed(part: list[Pair], first: int) -> bytes:
     return packed
 
 
-_spliced_parts: dict[tuple[int, str, int], tuple[bytes, bytes]] = {}
-"""By environment, id and version: two applications may each have a group of the same id."""
+def around_count(directory: Directory, group: Group) -> tuple[bytes, bytes]:
+    """Encode a row of a group: a comma and what stands before the count of its members; the rest.
 
-_SPLICED = 20_000
-
-
-def around_count(environment: int, group: Group) -> tuple[bytes, bytes]:
-    """Encode a row of a group: what stands before the count of its members, and what after.
-
-    Both are kept for the next request.
+    Both are kept for as long as the group is known.
     """
-    key = (environment, group.id, group.version)
-    parts = _spliced_parts.get(key)
-    if parts is None:
-        if len(_spliced_parts) >= _SPLICED:
-            _spliced_parts.clear()
+    is_known = directory.groups.get(group.number) is group
+    row = directory.rows.get(group.number) if is_known else None
+    if row is None:
         before, _, after = ENCODER.encode(_body(group, 0)).partition(b'"profile_count":0')
-        parts = _spliced_parts[key] = (before + b'"profile_count":', after)
-    return parts
+        row = b',%b"profile_count":' % before, after
+        if is_known:
+            directory.rows[group.number] = row
+    return row
 
 
-def _spliced(environment: int, rows: Sequence[ProfileGroup]) -> list[bytes]:
-    """Encode rows around their counts.
+def _spliced(directory: Directory, rows: Sequence[ProfileGroup]) -> list[bytes]:
+    """Encode rows around their counts, each behind a comma.
 
     PERF: 20 rows in 14 us, against 34 us as structs.
     """
     found = []
     for row in rows:
-        before, after = around_count(environment, row.group)
+        before, after = around_count(directory, row.group)
         found.append(b"%b%d%b" % (before, row.members or 0, after))
     return found
 

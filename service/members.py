@@ -6,6 +6,8 @@ Owns the item-by-item answer to an add and the meaning of `profile_ids` and `cus
 from __future__ import annotations
 
 import asyncio
+import functools
+import struct
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
@@ -14,6 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service import ids
 from service.endpoint import (
+    ENCODER,
     IDS_PER_TURN,
     NO_NUL,
     Resource,
@@ -518,3 +521,44 @@ def body_of(member: Member) -> MemberBody:
         custom_id=member.custom_id,
         membership_created_at=timestamp(member.joined_at_us),
     )
+
+
+_DIGITS = struct.Struct("8s4s4s4s12s")
+_ID = b',{"id":"%b-%b-%b-%b-%b","nickname":'
+_JOINED = b',"membership_created_at":"%b.%bZ"}'
+_NAMELESS = _ID + b'"Profile %b","custom_id":null' + _JOINED
+_LEAST = len("1000000")
+_NAMED = _ID + b'%b,"custom_id":%b' + _JOINED
+
+
+def rows_of(packed: bytes, joined: Sequence[bytes], names: Sequence[bytes | None]) -> bytes:
+    """Encode members as `body_of` shows them, each behind a comma.
+
+    :param packed: their ids
+    :param joined: when each joined, in microseconds since 1970
+    :param names: nickname and custom id of each in turn, or nothing where nobody has either
+
+    PERF: nameless rows in a third of what structs take, named ones in a half.
+    """
+    pieces: list[bytes] = []
+    digits = _DIGITS.iter_unpack(packed.hex().encode())
+    joined = [at.zfill(_LEAST) for at in joined]
+    if not names:
+        for (a, b, c, d, e), at in zip(digits, joined, strict=True):
+            pieces += a, b, c, d, e, a, _second(at[:-6]), at[-6:]
+        return _NAMELESS * len(joined) % tuple(pieces)
+    told = zip(digits, joined, names[::2], names[1::2], strict=True)
+    for (a, b, c, d, e), at, nickname, custom_id in told:
+        shown = _quoted(nickname) if nickname else b'"Profile %b"' % a
+        known_as = b"null" if custom_id is None else _quoted(custom_id)
+        pieces += a, b, c, d, e, shown, known_as, _second(at[:-6]), at[-6:]
+    return _NAMED * len(joined) % tuple(pieces)
+
+
+def _quoted(text: bytes) -> bytes:
+    return ENCODER.encode(text.decode())
+
+
+@functools.lru_cache(maxsize=4096)
+def _second(seconds: bytes) -> bytes:
+    return timestamp(int(seconds) * 1_000_000)[: -len(".000000Z")].encode()

@@ -55,7 +55,7 @@ class Fill:
 class Directory:
     """What is known of one directory. `version` is None until it was read once."""
 
-    __slots__ = ("drops", "dynamic", "fills", "groups", "ids", "numbers", "tag", "version")
+    __slots__ = ("drops", "dynamic", "fills", "groups", "ids", "numbers", "rows", "tag", "version")
 
     def __init__(self, tag: bytes) -> None:
         """Know nothing."""
@@ -63,6 +63,8 @@ class Directory:
         self.tag = tag
         self.version: int | None = None
         self.groups: dict[int, Group] = {}
+        self.rows: dict[int, tuple[bytes, bytes]] = {}
+        """Of groups that are known: their JSON in lists, which who shows them keeps here."""
         self.numbers: dict[bytes, int] = {}
         self.ids: dict[int, bytes] = {}
         self.dynamic: set[int] = set()
@@ -71,7 +73,7 @@ class Directory:
 
     def forget(self, number: int) -> None:
         """Drop one group, and its place in every fill under way."""
-        self.groups.pop(number, None)
+        self._drop(number)
         self.dynamic.discard(number)
         known = self.ids.pop(number, None)
         if known is not None:
@@ -85,6 +87,7 @@ class Directory:
             self.drops += 1
         self.version = None
         self.groups.clear()
+        self.rows.clear()
         self.numbers.clear()
         self.ids.clear()
         self.dynamic.clear()
@@ -132,9 +135,14 @@ class Directory:
 
     def keep_group(self, group: Group) -> None:
         """Remember a document."""
+        self._drop(group.number)
         if len(self.groups) >= GROUPS:
-            self.groups.pop(next(iter(self.groups)))
+            self._drop(next(iter(self.groups)))
         self.groups[group.number] = group
+
+    def _drop(self, number: int) -> None:
+        self.groups.pop(number, None)
+        self.rows.pop(number, None)
 
 
 class NearCache:

@@ -128,12 +128,15 @@ class Walk:
         )
 
     def spliced(self, page: Page[Any], results: Sequence[bytes]) -> bytes:
-        """Put together a page of results that are JSON already."""
+        """Put together a page of results that are JSON already, each behind a comma.
+
+        A result may come in several parts.
+        """
         return b'{"count":%d,"next":%b,"previous":%b,"results":[%b]}' % (
             page.count,
             ENCODER.encode(self._link(page.last)),
             ENCODER.encode(self._link(page.first)),
-            b",".join(results),
+            b"".join(results)[1:],
         )
 
     def _mac(self, position: bytes) -> bytes:

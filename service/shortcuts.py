@@ -468,13 +468,11 @@ def _members_body(env: Environment, walk: Walk, reply: Any) -> bytes | None:
     if type(reply) is not list:
         return None
     count, more, mixed, joined, names = reply
-    unmixed, times = ids.split(env.mixer.unmix(mixed)), joined.split()
-    names = names or [None] * (2 * len(times))
-    told = zip(unmixed, times, names[::2], names[1::2], strict=True)
-    bodies = [members.body_of(member_of(*each)) for each in told]
-    places = [(0, mixed[-ids.SIZE :])] if bodies else []
+    times = joined.split()
+    places = [(0, mixed[-ids.SIZE :])] if times else []
     around = Around(more=bool(more), other=False, count=int(count))
-    return walk.body(member_page(bodies, places, around, None), bodies)
+    rows = members.rows_of(env.mixer.unmix(mixed), times, names)
+    return walk.spliced(member_page([], places, around, None), [rows])
 
 
 def _groups_body(
@@ -483,18 +481,21 @@ def _groups_body(
     """Make the first page of a profile's groups of what `read_groups_of.lua` replied."""
     if type(reply) is not list:
         return None
+    directory = cache.directory(env.directory)
     names, counts = reply
-    found = sorted(zip(map(int, names.split()), counts.split(), strict=True))
-    groups = cache.directory(env.directory).groups
-    rows = []
-    for number, count in found[:limit]:
-        group = groups.get(number)
-        if group is None:
-            return None
-        before, after = lookups.around_count(env.number, group)
-        rows.append(b"%b%b%b" % (before, count, after))
-    around = Around(more=len(found) > limit, other=False, count=len(found))
-    page = number_page(rows, [number for number, _ in found[:limit]], around, None)
-    body = walk.spliced(page, rows)
-    cache.hits += len(rows)
+    count_of = dict(zip(map(int, names.split()), counts.split(), strict=True))
+    shown = sorted(count_of)[:limit]
+    rows = directory.rows
+    results: list[bytes] = []
+    for number in shown:
+        row = rows.get(number)
+        if row is None:
+            group = directory.groups.get(number)
+            if group is None:
+                return None
+            row = lookups.around_count(directory, group)
+        results += row[0], count_of[number], row[1]
+    around = Around(more=len(count_of) > limit, other=False, count=len(count_of))
+    body = walk.spliced(number_page([], shown, around, None), results)
+    cache.hits += len(shown)
     return body

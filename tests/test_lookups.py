@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from service import ids, lookups
+from service import ids, lookups, nearcache
 from service.groups import Group
 from service.lookups import MembershipBody
+from service.nearcache import Directory
 from service.store_lookups import ProfileGroup
 from tests.client import DEMO, GROUPS, P1, P2, Api, Client
 
@@ -290,26 +291,38 @@ def test_a_spliced_row_is_what_the_struct_would_be(name: str) -> None:
     for count in (0, 7, 10**12):
         row = ProfileGroup(group, 1, count)
         assert lookups._body(group, count) == msgspec.json.decode(
-            lookups._spliced(1, [row])[0], type=MembershipBody
+            lookups._spliced(Directory(b"{7}"), [row])[0][1:], type=MembershipBody
         )
 
 
-def test_the_memory_of_spliced_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookups, "_SPLICED", 5)
+def test_a_row_is_kept_for_as_long_as_its_group_is_known() -> None:
+    directory = Directory(b"{7}")
+    old, new, unknown = (a_group(name) for name in ("old", "new", "unknown"))
+
+    directory.keep_group(old)
+    kept = lookups.around_count(directory, old)
+    assert b'"group_name":"old"' in kept[0]
+    assert lookups.around_count(directory, old) is kept
+    assert b'"group_name":"unknown"' in lookups.around_count(directory, unknown)[0]
+    directory.keep_group(new)
+    assert b'"group_name":"new"' in lookups.around_count(directory, new)[0]
+    directory.forget(new.number)
+    assert {} == directory.rows
+    directory.keep_group(new)
+    lookups.around_count(directory, new)
+    directory.forget_all()
+    assert {} == directory.rows
+
+
+def test_the_memory_of_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearcache, "GROUPS", 5)
+    directory = Directory(b"{7}")
     for number in range(20):
-        lookups._spliced(1, [ProfileGroup(a_group("n" * number), 1, 0)])
+        group = msgspec.structs.replace(a_group("n"), number=number)
+        directory.keep_group(group)
+        lookups.around_count(directory, group)
 
-    assert len(lookups._spliced_parts) <= 5
-
-
-def test_a_spliced_row_is_never_one_of_another_application() -> None:
-    """Two had a group of the same id and version, and one was shown the name of the other's."""
-    mine, theirs = (ProfileGroup(a_group(name), 1, 0) for name in ("mine", "them"))
-    assert (mine.group.id, mine.group.version) == (theirs.group.id, theirs.group.version)
-
-    for _ in range(2):
-        assert b'"group_name":"mine"' in lookups._spliced(1, [mine])[0]
-        assert b'"group_name":"them"' in lookups._spliced(2, [theirs])[0]
+    assert [15, 16, 17, 18, 19] == list(directory.rows)
 
 
 async def checked(client: Client, *pairs: dict[str, Any]) -> list[bool | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 from urllib.parse import quote
 
@@ -9,6 +10,9 @@ import msgspec
 import pytest
 
 from service import ids
+from service.endpoint import ENCODER
+from service.members import body_of, rows_of
+from service.store_members import member_of
 from tests.client import DEMO, GROUPS, P1, P2, Api, Client
 
 P3 = "00000000-0000-4000-8000-000000000003"
@@ -686,3 +690,20 @@ async def test_an_admin_sees_members_of_an_inactive_group(
     await admin.get(f"{path}?include_inactive=true", 404)
     await admin.get(f"{path}?include_inactive=true&custom_id=nobody", 404)
     await admin.get(f"{one}?include_inactive=true", 404)
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_rows_of_members_are_what_structs_would_be(named: int) -> None:
+    packed = [ids.new() for _ in range(50)]
+    joined = [b"0", b"7", b"1000000", b"1745842609670053", b"1745842609000000"] * 10
+    texts: list[bytes | None] = [None, b"", b"Jane", b'"\\\n', "Zo\u00eb \u2028".encode()]
+    # Each with each, twice.
+    names = [text for pair in itertools.product(texts, texts) for text in pair] * 2 * named
+    nicknames, custom_ids = (names[at::2] or [None] * 50 for at in (0, 1))
+    told = zip(packed, joined, nicknames, custom_ids, strict=True)
+
+    rows = rows_of(b"".join(packed), joined, names)
+
+    wanted = [body_of(member_of(*each)) for each in told]
+    assert rows == b"".join(b"," + ENCODER.encode(each) for each in wanted)
+    assert rows_of(b"", [], []) == b""

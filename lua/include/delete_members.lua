@@ -4,6 +4,7 @@
 --- @include "include/segment_at"
 --- @include "include/segment_key"
 --- @include "include/merge_segments"
+--- @include "include/drop_count"
 local function delete_members(tag, group, ids)
   if #ids == 0 then return end
   local shape = tag .. ':shape'
@@ -13,7 +14,7 @@ local function delete_members(tag, group, ids)
     redis.call('ZREM', segment_key(tag, group, depth, prefix), ids[i])
   end
   local count = redis.call('HINCRBY', tag .. ':count', group, -#ids)
-  if count <= 0 then redis.call('HDEL', tag .. ':count', group) end
+  if count <= 0 then drop_count(tag .. ':count', group) end
   if segments > 1 and count < 24 * segments then
     repeat
       merge_segments(tag, group, segments)

@@ -198,13 +198,13 @@ async def look_fields(census: Census, tag: bytes, names: list[bytes]) -> list[Fi
         [keys.key(tag, "state"), keys.key(tag, "count"), keys.key(tag, "shape")],
         names,
     )
-    return [
-        Finding(
-            Unit("field", tag, name),
-            "field",
-            b"",
-            f"{census.label(tag)}: {shown(name)} has a count, shape or state, and is no group",
-        )
-        for at, name in enumerate(names)
-        if held[3 * at : 3 * at + 3] != [None, None, None]
-    ]
+    found = []
+    for name, *each in zip(names, held[::3], held[1::3], held[2::3], strict=True):
+        if name == keys.FILLER:
+            each[1] = None
+        if any(part is not None for part in each):
+            text = (
+                f"{census.label(tag)}: {shown(name)} has a count, shape or state, and is no group"
+            )
+            found.append(Finding(Unit("field", tag, name), "field", b"", text))
+    return found
