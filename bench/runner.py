@@ -34,6 +34,7 @@ from bench import (
     wrk,
 )
 from bench.measurement import Measurement, Sample
+from bench.settling import rest
 from bench.world import FULL, TINY, World
 
 if TYPE_CHECKING:
@@ -175,9 +176,13 @@ class Runner:
             show_eta=False,
             item_show_func=lambda each: name(each[1]) if each else "",
         ) as bar:
+            rested = None
             for at, (self._run, step) in enumerate(bar):
                 began = time.monotonic()
                 try:
+                    if self._run != rested:
+                        rested = self._run
+                        rest(self)
                     self._measure(step)
                 except KeyboardInterrupt:
                     self.interrupted = True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.serving import children, cpu_seconds
+from service.embedded import LOOK_SECONDS
 
 if TYPE_CHECKING:
     from bench.measurement import Bench, Subject
@@ -42,6 +43,18 @@ def settle(bench: Bench, subject: Subject) -> None:
             if spent < IDLE * LOOKED_AT_SECONDS:
                 return
     click.echo(f"{subject.name} still works after {LONGEST_SECONDS:.0f} s", err=True)
+
+
+def rest(bench: Bench) -> None:
+    """Let every store do what it puts off until it is quiet, and wait for the end of it.
+
+    That of Belong rewrites its log when it saw little to do twice.
+    """
+    if bench.smoke:
+        return
+    time.sleep(2.5 * LOOK_SECONDS)
+    for subject in bench.subjects.values():
+        settle(bench, subject)
 
 
 def _spent(store: int) -> dict[int, float]:
