@@ -776,6 +776,22 @@ async def test_a_full_store_can_be_read_and_emptied():
         assert b"+" == await store.members.add_members(env, number, one)
 
 
+async def test_counts_of_few_groups_are_a_table_for_as_long_as_there_are_any():
+    """As a list they would be looked up from its beginning, each."""
+    async with alone("--enable-debug-command", "yes") as (server, store, env):
+        [one] = some(1)
+        group = await store.groups.create_group(env, NewGroup(name="g"))
+        key = keys.key(env.partitions[0], "count")
+        for _ in range(2):
+            await store.members.add_members(env, group.number, one)
+            assert server.ask("OBJECT", "ENCODING", key) == b"hashtable"
+            server.ask("DEBUG", "RELOAD")
+            assert server.ask("OBJECT", "ENCODING", key) == b"hashtable"
+            assert [1] == await store.members.count_members(env, [group.number])
+            await store.members.remove_members(env, group.number, one)
+            assert 0 == server.ask("EXISTS", key)
+
+
 def commands_of(server):
     """How many commands a server has run, other than the ones by which it is asked that."""
     said = server.about("INFO commandstats")

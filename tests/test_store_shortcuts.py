@@ -78,6 +78,26 @@ async def test_a_profile_in_many_groups_is_told_of_elsewhere(store, env, number)
     assert None is not await store.connection.call(script, called, [mixed, 3])
 
 
+async def test_groups_that_were_put_away_are_not_told(store, env):
+    """Few states among many groups are read otherwise than as many states as groups."""
+    told, one = Told(), ids.new()
+    groups = [await store.groups.create_group(env, NewGroup(name="g")) for _ in range(5)]
+    for group in groups:
+        await store.members.add_members(env, group.number, one)
+    for away, group in enumerate(groups, 1):
+        await store.groups.update_group(env, group.id, GroupChanges(is_active=False))
+        assert store.shortcuts.read_groups_of(env, one, told)
+        names, counts = await told.next()
+        assert {each.number for each in groups[away:]} == set(map(int, names.split()))
+        assert [b"1"] * (5 - away) == counts.split()
+        letters = await store.members.check_members(env, [each.number for each in groups], one * 5)
+        assert b"n" * away + b"1" * (5 - away) == letters
+    back = GroupChanges(is_active=True)
+    await store.groups.update_group(env, groups[0].id, back, include_inactive=True)
+    assert store.shortcuts.read_groups_of(env, one, told)
+    assert [b"%d" % groups[0].number, b"1"] == await told.next()
+
+
 async def test_who_is_being_erased_is_told_of_elsewhere(store, env, number):
     told, mixed = Told(), env.mixer.mix(ME)
     key = keys.key(env.home(mixed), "erasing")
