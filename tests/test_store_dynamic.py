@@ -1212,14 +1212,25 @@ async def test_the_number_of_a_static_group_is_given_and_that_of_a_dynamic_one_i
 async def test_what_the_near_cache_knows_takes_no_round_trip(store, env, monkeypatch):
     vip, made = await static(store, env), await make(store, env)
     wanted = {vip.id: vip.number, made.id: NotStatic.DYNAMIC}
-    assert wanted == await store.groups.static_numbers_of(env, [vip.id, made.id])
 
     async def nothing(*args, **options):
         raise AssertionError("a round trip")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(store.connection, "call", nothing)
+    for _ in range(20):
         assert wanted == await store.groups.static_numbers_of(env, [vip.id, made.id])
+        drops = store.cache.drops
+        with monkeypatch.context() as patched:
+            patched.setattr(store.connection, "call", nothing)
+            try:
+                assert wanted == await store.groups.static_numbers_of(env, [vip.id, made.id])
+                break
+            except AssertionError:
+                # The version was read for the first time, or the subscription began: all is
+                # forgotten then, which a busy machine may do late.
+                if store.cache.drops == drops:
+                    raise
+    else:
+        pytest.fail("the near-cache forgets again and again")
 
 
 async def test_a_group_that_is_made_anew_with_another_type_is_known_by_it(store, second, env):
