@@ -39,7 +39,7 @@ format: $(INSTALLED) ## put the code into shape
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## measure everything, beside what people would use instead: 40 minutes
+bench: $(INSTALLED) ## measure everything, beside what people would use instead: 35 minutes
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 wheel: $(INSTALLED) ## build dist/belong-*.whl
