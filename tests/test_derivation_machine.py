@@ -732,7 +732,11 @@ class Machine(RuleBasedStateMachine):
         """What may be said of an audience: all are built anew after what any rule may follow."""
         if audience.before is not None:
             return {"building"}
-        return {"ready", "building"} if self.behind else {"ready"}
+        return {"ready", "building"} if self.waits() else {"ready"}
+
+    def waits(self):
+        """Whether definitions have yet to be followed, by a job or on Monday."""
+        return self.behind or (self.model.weekly and self.changed)
 
     def resolved(self, tree, *, as_shown):
         """A tree with ids of groups, or custom ids; None where it names one that is not there."""
@@ -826,7 +830,7 @@ class Machine(RuleBasedStateMachine):
             assert written == numbers - self.numbers
         for audience in self.audiences.values():
             # While a definition changes nobody knows what is inherited.
-            waits = self.behind or (self.model.weekly and self.changed)
+            waits = self.waits()
             if waits and any(":" in each for each in naive_rules.names_of(audience.tree)):
                 continue
             for mixed, numbers in stored.items():
